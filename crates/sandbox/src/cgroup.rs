@@ -1,0 +1,234 @@
+//! Control groups: version 1, 2 or the hybrid of both, whichever controllers
+//! this process may use; nothing where it may use none.
+//!
+//! A session's groups lie below the spawner's own group, in a folder named
+//! after the spawner's pid, so that leftovers of a killed one can be told.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cloister_types::SessionId;
+use cloister_types::link::Enforced;
+
+use crate::confine::Limits;
+
+/// [`Enforced::memory`] when only the process itself is limited.
+pub(crate) const MEMORY_FALLBACK: &str = "rlimit-per-process";
+const PIDS_FALLBACK: &str = "rlimit-per-namespace";
+const PREFIX: &str = "cloister-";
+/// Length of the accounting period in microseconds, the kernel's default.
+const PERIOD: u64 = 100_000;
+
+/// A hierarchy with the controllers of interest, and our folder in it.
+#[derive(Debug, Clone)]
+struct Hierarchy {
+    version: u8,
+    controllers: Vec<&'static str>,
+    home: PathBuf,
+}
+
+/// What this machine lets us use. Probed once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+}
+
+const WANTED: [&str; 3] = ["memory", "cpu", "pids"];
+
+impl Cgroups {
+    /// Finds the usable hierarchies and makes this process's folder in each.
+    pub(crate) fn probe() -> Self {
+        let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut hierarchies: Vec<Hierarchy> = Vec::new();
+        for line in membership.lines() {
+            let mut fields = line.splitn(3, ':');
+            let (Some(id), Some(names), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+            let version = if id == "0" && names.is_empty() { 2 } else { 1 };
+            let Some(mount) = mount_point(&mounts, version, names) else { continue };
+            let own = mount.join(path.trim_start_matches('/'));
+            let controllers: Vec<&'static str> = if version == 2 {
+                let offered = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
+                WANTED.into_iter().filter(|name| offered.split_whitespace().any(|other| other == *name)).collect()
+            } else {
+                WANTED.into_iter().filter(|name| names.split(',').any(|other| other == *name)).collect()
+            };
+            if controllers.is_empty() {
+                continue;
+            }
+            sweep(&own);
+            let home = own.join(format!("{PREFIX}{}", std::process::id()));
+            if fs::create_dir(&home).is_err() {
+                continue;
+            }
+            let hierarchy = Hierarchy { version, controllers, home };
+            if hierarchy.usable() {
+                hierarchies.push(hierarchy);
+            } else {
+                let _ = fs::remove_dir(&hierarchy.home);
+            }
+        }
+        Self { hierarchies }
+    }
+
+    /// Which limits hold for sessions made with these.
+    pub(crate) fn enforced(&self, mode: &str) -> Enforced {
+        let by = |controller: &str, fallback: &str| {
+            let found = self.hierarchies.iter().find(|hierarchy| hierarchy.controllers.contains(&controller));
+            found.map_or_else(|| fallback.to_owned(), |hierarchy| format!("cgroup-v{}", hierarchy.version))
+        };
+        Enforced {
+            mode: mode.to_owned(),
+            memory: by("memory", MEMORY_FALLBACK),
+            cpu: by("cpu", "none"),
+            pids: by("pids", PIDS_FALLBACK),
+            landlock_abi: 0,
+        }
+    }
+
+    /// Makes the groups of one session and sets its limits.
+    pub(crate) fn create(&self, session: &SessionId, limits: &Limits) -> io::Result<SessionGroups> {
+        // Two sandboxes of one session may overlap while the older one dies.
+        static LAUNCHES: AtomicU64 = AtomicU64::new(0);
+        let name = format!("{session}.{}", LAUNCHES.fetch_add(1, Ordering::Relaxed));
+        let groups = SessionGroups { folders: self.hierarchies.iter().map(|h| h.home.join(&name)).collect() };
+        for (hierarchy, folder) in self.hierarchies.iter().zip(&groups.folders) {
+            fs::create_dir(folder)?;
+            for controller in &hierarchy.controllers {
+                set_limit(hierarchy.version, controller, folder, limits)?;
+            }
+        }
+        Ok(groups)
+    }
+
+    /// The groups of a session that has none.
+    pub(crate) fn none(&self) -> SessionGroups {
+        SessionGroups { folders: Vec::new() }
+    }
+
+    /// Removes this process's folders; they are empty once no session is left.
+    pub(crate) fn remove(&self) {
+        for hierarchy in &self.hierarchies {
+            let _ = fs::remove_dir(&hierarchy.home);
+        }
+    }
+}
+
+impl Hierarchy {
+    /// Can limits be set below our folder?
+    fn usable(&self) -> bool {
+        if self.version == 1 {
+            return true;
+        }
+        let parent = self.home.parent().unwrap_or(&self.home);
+        let enable: String = self.controllers.iter().map(|name| format!("+{name} ")).collect();
+        // Fails where the group was not delegated to us, and where other
+        // processes sit in it; then resource limits have to do.
+        fs::write(parent.join("cgroup.subtree_control"), &enable).is_ok()
+            && fs::write(self.home.join("cgroup.subtree_control"), &enable).is_ok()
+    }
+}
+
+fn set_limit(version: u8, controller: &str, folder: &Path, limits: &Limits) -> io::Result<()> {
+    let quota = (limits.cpus * PERIOD as f64) as u64;
+    let set = |file: &str, value: String| fs::write(folder.join(file), value);
+    match (version, controller) {
+        (1, "memory") => set("memory.limit_in_bytes", limits.memory_bytes.to_string()),
+        (1, "pids") | (2, "pids") => set("pids.max", limits.processes.to_string()),
+        (1, "cpu") => {
+            set("cpu.cfs_period_us", PERIOD.to_string())?;
+            set("cpu.cfs_quota_us", quota.to_string())
+        }
+        (2, "memory") => {
+            set("memory.max", limits.memory_bytes.to_string())?;
+            set("memory.oom.group", "0".to_owned())
+        }
+        (2, "cpu") => set("cpu.max", format!("{quota} {PERIOD}")),
+        _ => Ok(()),
+    }
+}
+
+/// Where a hierarchy is mounted: `names` are its controllers (version 1).
+fn mount_point(mounts: &str, version: u8, names: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut right = right.split(' ');
+        let (kind, _, options) = (right.next()?, right.next()?, right.next()?);
+        let fits = match version {
+            2 => kind == "cgroup2",
+            _ => kind == "cgroup" && names.split(',').all(|name| options.split(',').any(|option| option == name)),
+        };
+        // Fields of mountinfo: id, parent, device, root, mount point.
+        fits.then(|| left.split(' ').nth(4).map(PathBuf::from)).flatten()
+    })
+}
+
+/// Removes the folders of spawners that are no more.
+fn sweep(own: &Path) {
+    for entry in fs::read_dir(own).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            for inner in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(inner.path());
+            }
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// The groups of one session; removed by [`SessionGroups::remove`].
+#[derive(Debug, Clone)]
+pub(crate) struct SessionGroups {
+    folders: Vec<PathBuf>,
+}
+
+impl SessionGroups {
+    /// Moves a process, and with it what it will start, into the groups.
+    pub(crate) fn admit(&self, pid: i32) -> io::Result<()> {
+        self.folders.iter().try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
+    }
+
+    /// Was a process of the session killed for want of memory?
+    pub(crate) fn out_of_memory(&self) -> bool {
+        self.folders.iter().any(|folder| {
+            ["memory.events", "memory.oom_control"].iter().any(|file| {
+                let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+                text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+            })
+        })
+    }
+
+    /// Removes the groups. The processes must be dead; the kernel may need a
+    /// moment to notice.
+    pub(crate) fn remove(&self) {
+        for folder in &self.folders {
+            for _ in 0..50 {
+                match fs::remove_dir(folder) {
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_found_by_version_and_controllers() {
+        let mounts = "30 24 0:26 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n\
+                      31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      32 24 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(mount_point(mounts, 1, "memory"), Some("/sys/fs/cgroup/memory".into()));
+        assert_eq!(mount_point(mounts, 1, "cpu,cpuacct"), Some("/sys/fs/cgroup/cpu,cpuacct".into()));
+        assert_eq!(mount_point(mounts, 2, ""), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mount_point(mounts, 1, "pids"), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! Resource limits of a sandbox.
+
+use cloister_types::link::Enforced;
+use serde::{Deserialize, Serialize};
+
+use super::ConfineError;
+use crate::sys;
+
+/// What one session may use. Enforced by control groups where the machine has
+/// them, else by resource limits; [`Enforced`] says which.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of memory, `/tmp` included.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub processes: u64,
+    /// CPUs' worth of time; 1.5 is one and a half.
+    pub cpus: f64,
+    /// Bytes in `/tmp`.
+    pub tmp_bytes: u64,
+    /// Open files a process.
+    pub open_files: u64,
+    /// Bytes of one file.
+    pub file_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory_bytes: 2 << 30, processes: 1024, cpus: 2.0, tmp_bytes: 512 << 20, open_files: 16_384, file_bytes: 16 << 30 }
+    }
+}
+
+/// Sets what a process can set for itself.
+pub(super) fn apply(limits: &Limits, enforced: &Enforced) -> Result<(), ConfineError> {
+    let set = |step, resource, to| sys::lower_limit(resource, to).map_err(|errno| ConfineError::Kernel { step, errno });
+    set("limit core dumps", libc::RLIMIT_CORE, 0)?;
+    set("limit open files", libc::RLIMIT_NOFILE, limits.open_files)?;
+    set("limit file size", libc::RLIMIT_FSIZE, limits.file_bytes)?;
+    set("limit message queues", libc::RLIMIT_MSGQUEUE, 0)?;
+    // Inside a user namespace this counts the namespace's own processes, so
+    // it is a limit per session even where all sessions share a host user.
+    set("limit processes", libc::RLIMIT_NPROC, limits.processes)?;
+    if enforced.memory == crate::cgroup::MEMORY_FALLBACK {
+        set("limit data", libc::RLIMIT_DATA, limits.memory_bytes)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! What this machine offers: each finding with its reason and its remedy.
+//! Session creation relies on exactly these, and names them when they fail.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::Identity;
+use crate::launch::{self, Refused};
+use crate::view::{self, Base};
+use crate::{cgroup::Cgroups, confine::Limits, plan, spawner};
+
+/// How much a missing feature matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// There.
+    Ok,
+    /// Missing; sessions work with less.
+    Weaker,
+    /// Missing; no session can be made.
+    Missing,
+}
+
+/// One line of the doctor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The feature.
+    pub feature: String,
+    /// There or not.
+    pub verdict: Verdict,
+    /// What was seen.
+    pub seen: String,
+    /// What to do, if anything.
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    fn ok(feature: &str, seen: impl Into<String>) -> Self {
+        Self { feature: feature.into(), verdict: Verdict::Ok, seen: seen.into(), fix: None }
+    }
+
+    fn lacking(feature: &str, verdict: Verdict, seen: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { feature: feature.into(), verdict, seen: seen.into(), fix: Some(fix.into()) }
+    }
+}
+
+/// Probes in a process of its own, because some steps cannot be undone.
+///
+/// # Errors
+/// The executable cannot be run, or did not answer.
+pub fn probe(executable: &Path) -> std::io::Result<Vec<Finding>> {
+    let output = Command::new(executable).arg("probe").output()?;
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Probes in this process, which is of no use afterwards.
+pub(crate) fn probe_here() -> Vec<Finding> {
+    let identity = Identity::current();
+    let mut findings = vec![mode(identity), landlock()];
+    let cgroups = Cgroups::probe();
+    let enforced = cgroups.enforced("");
+    let by_group = |limit: &str| limit.starts_with("cgroup");
+    findings.push(if by_group(&enforced.memory) && by_group(&enforced.cpu) && by_group(&enforced.pids) {
+        Finding::ok("control groups", format!("memory {}, cpu {}, processes {}", enforced.memory, enforced.cpu, enforced.pids))
+    } else {
+        Finding::lacking(
+            "control groups",
+            Verdict::Weaker,
+            format!("memory {}, cpu {}, processes {}", enforced.memory, enforced.cpu, enforced.pids),
+            "run Cloister as root, or give your user delegated groups: systemd-run --user --scope -p Delegate=yes cloister serve",
+        )
+    });
+    findings.push(trial(identity, &cgroups));
+    cgroups.remove();
+    findings
+}
+
+fn mode(identity: Identity) -> Finding {
+    if identity.root_mode {
+        Finding::ok("host identity", format!("root: sandboxes run as host user {}", identity.uid))
+    } else {
+        Finding::lacking(
+            "host identity",
+            Verdict::Weaker,
+            format!("user {}: sandboxes run as the same host user as the server", identity.uid),
+            "run Cloister as root to give sandboxes a host user of their own",
+        )
+    }
+}
+
+/// The kernel's Landlock version, 0 without.
+pub(crate) fn landlock_abi() -> u32 {
+    // The library reports only "at least what was asked for", so ask downwards.
+    use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+    let known = [(6, ABI::V6), (5, ABI::V5), (4, ABI::V4), (3, ABI::V3), (2, ABI::V2), (1, ABI::V1)];
+    let offered = |abi: ABI| {
+        let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::from_all(abi));
+        let scopes = Scope::from_all(abi);
+        if scopes.is_empty() { rules } else { rules.and_then(|rules| rules.scope(scopes)) }.and_then(Ruleset::create).is_ok()
+    };
+    known.into_iter().find(|(_, abi)| offered(*abi)).map_or(0, |(number, _)| number)
+}
+
+fn landlock() -> Finding {
+    match landlock_abi() {
+        0 => Finding::lacking(
+            "Landlock",
+            Verdict::Weaker,
+            "not offered by this kernel",
+            "boot a kernel with CONFIG_SECURITY_LANDLOCK and 'landlock' in its lsm= list",
+        ),
+        abi @ 1..=5 => {
+            Finding::lacking("Landlock", Verdict::Weaker, format!("version {abi}; scopes for signals and abstract sockets need 6"), "boot Linux 6.12 or newer")
+        }
+        abi => Finding::ok("Landlock", format!("version {abi}")),
+    }
+}
+
+/// Makes a whole sandbox on an empty workspace and ends it: whatever the
+/// machine refuses, it refuses here, by name.
+fn trial(identity: Identity, cgroups: &Cgroups) -> Finding {
+    const FEATURE: &str = "sandbox (user, mount, pid, net, ipc, uts, cgroup namespaces, mount trees, seccomp)";
+    match try_sandbox(identity, cgroups) {
+        Ok(()) => Finding::ok(FEATURE, "made one and ended it"),
+        Err(refused) => Finding::lacking(FEATURE, Verdict::Missing, refused.to_string(), fix_for(&refused.step, &refused.answer)),
+    }
+}
+
+fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<(), Refused> {
+    let refused = |step: &str, error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() };
+    let session = cloister_types::SessionId::from_random([0; 6]);
+    let folder = std::env::temp_dir().join(format!("cloister-doctor-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).map_err(|error| refused("make a temporary folder", &error))?;
+    let outcome = (|| {
+        spawner::enter(identity)?;
+        let workspace = std::fs::File::open(&folder).map_err(|error| refused("open the temporary folder", &error))?.into();
+        identity.own(&workspace).map_err(|errno| refused("give the temporary folder away", &errno))?;
+        let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
+        let base = Base::build(&executable).map_err(|error| refused("build the base view", &error))?;
+        let scope = cloister_types::Scope::default();
+        let built = view::build(&workspace, &plan::plan(&scope, &session), identity).map_err(|error| refused("build a view", &error))?;
+        let limits = Limits::default();
+        let view = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
+        let root = base.session_root(view, identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
+        let groups = cgroups.create(&session, &limits).map_err(|error| refused("make the control groups", &error))?;
+        let launched = launch::launch(root, &groups, identity, &limits, cgroups.enforced(""));
+        if let Ok(sandbox) = &launched {
+            use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+            use std::os::fd::AsFd;
+            let _ = pidfd_send_signal(&sandbox.init, Signal::KILL);
+            let _ = waitid(WaitId::PidFd(sandbox.init.as_fd()), WaitIdOptions::EXITED);
+        }
+        groups.remove();
+        launched.map(drop)
+    })();
+    let _ = std::fs::remove_dir_all(&folder);
+    outcome
+}
+
+/// The remedy for a refused step, from what the machine says about itself.
+#[must_use]
+pub fn fix_for(step: &str, answer: &str) -> String {
+    let sysctl = |path: &str| std::fs::read_to_string(format!("/proc/sys/{path}")).unwrap_or_default().trim().to_owned();
+    if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1" {
+        return "AppArmor forbids user namespaces to ordinary users here: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, \
+                or run Cloister as root"
+            .into();
+    }
+    if sysctl("kernel/unprivileged_userns_clone") == "0" {
+        return "user namespaces are switched off for ordinary users: sudo sysctl kernel.unprivileged_userns_clone=1, or run as root".into();
+    }
+    if sysctl("user/max_user_namespaces") == "0" || answer.contains("No space left") {
+        return "the machine allows no (more) namespaces: sudo sysctl user.max_user_namespaces=65536".into();
+    }
+    if step.contains("procfs") {
+        return "the visible /proc is masked, as in a container: start the container with an unmasked /proc \
+                (Docker: --security-opt systempaths=unconfined)"
+            .into();
+    }
+    if step.contains("view") || step.contains("tree") || step.contains("root") {
+        return "mounting onto a detached tree needs Linux 6.15 or newer; check with: uname -r".into();
+    }
+    "see docs/errors/sandbox_unavailable.md (cloister explain sandbox_unavailable)".into()
+}

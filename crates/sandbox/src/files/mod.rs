@@ -1,0 +1,206 @@
+//! The file API's side of a session's view. Every operation opens through the
+//! very mount tree that the sandbox has, with the identity that the agent has,
+//! so the kernel gives both the same answer.
+//!
+//! All calls block; paths are relative to the workspace.
+
+mod list;
+mod read;
+mod remove;
+mod upload;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cloister_types::WorkspacePath;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fstat, openat2, statx};
+use rustix::io::Errno;
+
+use crate::WORKSPACE;
+use crate::identity::Identity;
+use crate::protocol::Source;
+
+pub use list::Entry;
+pub use read::{Found, Opened};
+pub use upload::{Condition, Upload, Written};
+
+/// Why a file operation was not done. One table for all operations; the API
+/// maps it to status codes in one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FileError {
+    /// Nothing there, as far as this session can see.
+    #[error("no such file")]
+    NotFound,
+    /// Visible and not writable.
+    #[error("read-only path")]
+    ReadOnly,
+    /// The file's own mode denies it.
+    #[error("permission denied")]
+    Denied,
+    /// A folder that holds something.
+    #[error("directory is not empty")]
+    NotEmpty,
+    /// A folder where a file is needed, or the other way round.
+    #[error("exists and is of another kind")]
+    WrongKind,
+    /// A mount of the view: its removal would change the scope.
+    #[error("is part of the session's scope")]
+    Pinned,
+    /// `If-Match` or `If-None-Match` did not hold.
+    #[error("precondition failed")]
+    Precondition,
+    /// No space, or over a quota.
+    #[error("no space left")]
+    NoSpace,
+    /// The name is one that the file system cannot hold.
+    #[error("invalid name")]
+    BadName,
+    /// Renames all around made the path impossible to resolve.
+    #[error("busy")]
+    Busy,
+    /// Anything else.
+    #[error("input/output error: {0}")]
+    Io(Errno),
+}
+
+impl From<Errno> for FileError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            // A link that leaves the view is as absent as what it points to.
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => Self::NotFound,
+            Errno::ROFS => Self::ReadOnly,
+            Errno::ACCESS | Errno::PERM => Self::Denied,
+            Errno::NOTEMPTY => Self::NotEmpty,
+            Errno::ISDIR | Errno::EXIST => Self::WrongKind,
+            Errno::BUSY => Self::Pinned,
+            Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Self::NoSpace,
+            Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ => Self::BadName,
+            Errno::AGAIN => Self::Busy,
+            other => Self::Io(other),
+        }
+    }
+}
+
+impl From<std::io::Error> for FileError {
+    fn from(error: std::io::Error) -> Self {
+        Errno::from_io_error(&error).map_or(Self::Io(Errno::IO), Self::from)
+    }
+}
+
+/// A result of this module.
+pub type Result<T> = std::result::Result<T, FileError>;
+
+/// Look-ups with `..` in a link may meet a rename; the kernel then says
+/// "again". 128 tries is what the Go library filepath-securejoin settled on.
+const TRIES: usize = 128;
+
+/// A session's view of the workspace.
+#[derive(Debug)]
+pub struct View {
+    tree: OwnedFd,
+    sources: Vec<Source>,
+    identity: Identity,
+    /// Device of the sealed skeleton: read-only there means "not in scope".
+    skeleton: u64,
+}
+
+impl View {
+    pub(crate) fn new(tree: OwnedFd, sources: Vec<Source>, identity: Identity) -> rustix::io::Result<Self> {
+        let skeleton = fstat(&tree)?.st_dev;
+        Ok(Self { tree, sources, identity, skeleton })
+    }
+
+    pub(crate) fn tree(&self) -> BorrowedFd<'_> {
+        self.tree.as_fd()
+    }
+
+    /// Has a declared path appeared, vanished or been replaced since the view
+    /// was built? Compared by device and inode in the workspace itself.
+    #[must_use]
+    pub fn is_stale(&self, workspace: impl AsFd) -> bool {
+        self.sources.iter().any(|source| {
+            let now = openat2(
+                workspace.as_fd(),
+                source.path.as_slice(),
+                OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                Mode::empty(),
+                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+            );
+            let now = now.and_then(fstat).ok().map(|stat| (stat.st_dev, stat.st_ino));
+            now != source.identity
+        })
+    }
+
+    /// Opens a path of the workspace through the tree.
+    fn open(&self, path: &WorkspacePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let mut full = WORKSPACE.as_bytes().to_vec();
+        for name in path.components() {
+            full.push(b'/');
+            full.extend_from_slice(name);
+        }
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        // The kernel refuses flags that mean nothing to a mere handle.
+        let extra = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
+        let mut tries = 0;
+        loop {
+            match openat2(&self.tree, full.as_slice(), flags | OFlags::CLOEXEC | extra, Mode::empty(), resolve) {
+                Err(Errno::AGAIN) if tries < TRIES => tries += 1,
+                Err(Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The folder that holds `path`, and the name in it.
+    fn parent<'p>(&self, path: &'p WorkspacePath) -> Result<(OwnedFd, &'p [u8])> {
+        let (parent, name) = path.split_last().ok_or(FileError::Pinned)?;
+        Ok((self.open(&parent, OFlags::PATH | OFlags::DIRECTORY)?, name))
+    }
+
+    /// What a refusal with EROFS means at `folder`: in the skeleton there is
+    /// nothing but the way to the scope, so anything else does not exist.
+    fn read_only_at(&self, folder: impl AsFd) -> FileError {
+        match fstat(folder) {
+            Ok(stat) if stat.st_dev == self.skeleton => FileError::NotFound,
+            _ => FileError::ReadOnly,
+        }
+    }
+
+    fn act<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.identity.act(work)
+    }
+}
+
+/// Is this the root of a mount, that is, an entry of the scope?
+fn is_mount_root(handle: impl AsFd) -> rustix::io::Result<bool> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    let stat = statx(handle, "", flags, StatxFlags::BASIC_STATS)?;
+    Ok(stat.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT))
+}
+
+/// A strong validator: identity, size and both clocks of the inode.
+fn tag(stat: &Stat) -> String {
+    format!(
+        "\"{:x}-{:x}-{:x}-{:x}\"",
+        stat.st_ino,
+        stat.st_size,
+        i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+        i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)
+    )
+}
+
+/// Unix seconds of the last change of content.
+fn modified(stat: &Stat) -> f64 {
+    stat.st_mtime as f64 + stat.st_mtime_nsec as f64 / 1e9
+}
+
+fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// Opens again, for data, what a handle points to. Only for handles whose
+/// kind was checked: opening a FIFO or a device can hang or act.
+fn reopen(handle: impl AsFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd());
+    rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK, Mode::empty())
+}

@@ -1,0 +1,58 @@
+//! Who owns the workspace, and as whom the file API and the sandbox act.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{Gid, Uid};
+
+use crate::sys;
+
+/// Host user and group of the sandboxes in root mode. It lies in a range that
+/// neither distributions, systemd nor the subordinate-id helpers hand out
+/// (systemd's "uids, gids" page leaves 1879048192..2147483647 unused).
+pub const ROOT_MODE_ID: u32 = 1_900_000_000;
+
+/// The host identity that owns the workspace's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Host user id.
+    pub uid: u32,
+    /// Host group id.
+    pub gid: u32,
+    /// Is this process root, so that the identity differs from its own?
+    pub root_mode: bool,
+}
+
+impl Identity {
+    /// The identity for this process: its own for an ordinary user, one of
+    /// the sandboxes' own under root.
+    #[must_use]
+    pub fn current() -> Self {
+        let uid = rustix::process::geteuid();
+        if uid.is_root() {
+            Self { uid: ROOT_MODE_ID, gid: ROOT_MODE_ID, root_mode: true }
+        } else {
+            Self { uid: uid.as_raw(), gid: rustix::process::getegid().as_raw(), root_mode: false }
+        }
+    }
+
+    /// Runs `work` with the thread's file-system identity set to this one, so
+    /// that the kernel's own permission checks and ownership apply.
+    pub fn act<T>(self, work: impl FnOnce() -> T) -> T {
+        if !self.root_mode {
+            return work();
+        }
+        let _restore = sys::FsIdentity::assume(self.uid, self.gid);
+        work()
+    }
+
+    /// Makes an open folder belong to this identity.
+    ///
+    /// # Errors
+    /// What `fchown` answers.
+    pub fn own(self, folder: impl AsFd) -> rustix::io::Result<()> {
+        if self.root_mode {
+            rustix::fs::fchown(folder, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
+        }
+        Ok(())
+    }
+}

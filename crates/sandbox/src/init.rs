@@ -1,0 +1,113 @@
+//! PID 1 of a sandbox: starts the agent when told to, reaps what dies, and
+//! ends, and with it everything inside, when its supervisor is gone.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, wait};
+use serde::{Deserialize, Serialize};
+
+use crate::sys::{self, Forked};
+use crate::{AGENT, protocol};
+
+/// From the supervisor. Descriptors: the agent's link, its log pipe.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RunAgent;
+
+/// To the supervisor: the agent ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct AgentExited {
+    /// The wait status in words: `exit status 1`, `signal 9`.
+    pub(crate) how: String,
+}
+
+/// The whole environment of agent and tools: fixed, nothing inherited.
+/// Pagers, prompts and progress bars only confuse a program.
+const ENVIRONMENT: [&CStr; 11] = [
+    c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    c"HOME=/tmp/home",
+    c"USER=agent",
+    c"LOGNAME=agent",
+    c"LANG=C.UTF-8",
+    c"TMPDIR=/tmp",
+    c"TERM=dumb",
+    c"PAGER=cat",
+    c"GIT_TERMINAL_PROMPT=0",
+    c"CI=1",
+    c"CLOISTER=1",
+];
+
+/// Serves until the supervisor hangs up.
+pub(crate) fn serve(control: OwnedFd) -> ! {
+    let Ok(children) = sys::watch_children() else { std::process::exit(1) };
+    let mut agent: Option<Pid> = None;
+    loop {
+        let mut waiting = [PollFd::new(&control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
+        if !matches!(poll(&mut waiting, None), Ok(_) | Err(Errno::INTR)) {
+            std::process::exit(1);
+        }
+        let (told, child_ended) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
+        if child_ended {
+            reap(&control, &children, &mut agent);
+        }
+        if told {
+            // A hang-up, garbage, or the agent that cannot start: the end.
+            match protocol::receive::<RunAgent>(&control) {
+                Ok(Some((RunAgent, fds))) => match start_agent(fds) {
+                    Some(pid) => agent = Some(pid),
+                    None => std::process::exit(1),
+                },
+                _ => std::process::exit(0),
+            }
+        }
+    }
+}
+
+fn reap(control: &OwnedFd, children: &OwnedFd, agent: &mut Option<Pid>) {
+    let mut drained = [0; 1024];
+    while matches!(rustix::io::read(children, &mut drained), Ok(1..)) {}
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        if Some(pid) != *agent {
+            continue;
+        }
+        *agent = None;
+        let how = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (_, Some(signal)) => format!("signal {signal}"),
+            _ => "unknown status".to_owned(),
+        };
+        if protocol::send(control, &AgentExited { how }, &[]).is_err() {
+            std::process::exit(0);
+        }
+    }
+}
+
+fn start_agent(fds: Vec<OwnedFd>) -> Option<Pid> {
+    let [link, log] = <[OwnedFd; 2]>::try_from(fds).ok()?;
+    match sys::fork() {
+        Ok(Forked::Child) => {
+            let _ = exec_agent(link, log);
+            std::process::exit(127)
+        }
+        Ok(Forked::Parent { pid, .. }) => Pid::from_raw(pid),
+        Err(_) => None,
+    }
+}
+
+fn exec_agent(link: OwnedFd, log: OwnedFd) -> Result<(), Errno> {
+    sys::unblock_signals()?;
+    rustix::process::setsid()?;
+    sys::set_standard(&log, 1)?;
+    sys::set_standard(&log, 2)?;
+    sys::pass_as_three(link)?;
+    sys::close_from(4)?;
+    let program = CString::new(AGENT).map_err(|_| Errno::INVAL)?;
+    sys::exec(&program, &[&program], &ENVIRONMENT).map(|_| ())
+}
+
+/// Asks init to run the agent. Called in the supervisor.
+pub(crate) fn run_agent(control: impl AsFd, link: &OwnedFd, log: &OwnedFd) -> std::io::Result<()> {
+    protocol::send(control, &RunAgent, &[link.as_fd(), log.as_fd()])
+}

@@ -1,0 +1,190 @@
+//! From a root tree to a confined PID 1.
+//!
+//! ```text
+//! supervisor                          child (becomes init)
+//!   clone into new namespaces ------>   wait
+//!   id maps, control groups
+//!   "go" --------------------------->   ids, loopback, listener, limits,
+//!                                       root tree in, pivot, confine
+//!   <---------- ready + listener -----   serve as init
+//! ```
+//!
+//! Each step has a name, so that a refusal says what was refused.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+
+use cloister_types::link::Enforced;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::SessionGroups;
+use crate::confine::{self, Limits};
+use crate::identity::Identity;
+use crate::sys::{self, Forked};
+use crate::view::mounts;
+use crate::{INSIDE_ID, MODEL_LISTENER, WORKSPACE, init, protocol};
+
+/// A step that was refused.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[error("{step}: {answer}")]
+pub(crate) struct Refused {
+    /// What was tried.
+    pub(crate) step: String,
+    /// What the kernel answered.
+    pub(crate) answer: String,
+}
+
+impl Refused {
+    fn at<E: std::fmt::Display>(step: &str) -> impl FnOnce(E) -> Self {
+        let step = step.to_owned();
+        move |error| Self { step, answer: error.to_string() }
+    }
+}
+
+/// What init reports once.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Standing {
+    /// Confined and waiting; the model listener comes along.
+    Ready { landlock_abi: u32 },
+    /// A step failed; init has ended.
+    Failed(Refused),
+}
+
+/// A sandbox that stands.
+pub(crate) struct Sandbox {
+    /// Handle of init.
+    pub(crate) init: OwnedFd,
+    /// Conversation with init.
+    pub(crate) control: OwnedFd,
+    /// The listening socket inside, served outside.
+    pub(crate) listener: OwnedFd,
+    /// What holds.
+    pub(crate) enforced: Enforced,
+}
+
+const NAMESPACES: i32 =
+    libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+
+/// Starts a sandbox on `root`. Called in the supervisor.
+pub(crate) fn launch(
+    root: OwnedFd,
+    groups: &SessionGroups,
+    identity: Identity,
+    limits: &Limits,
+    mut enforced: Enforced,
+) -> Result<Sandbox, Refused> {
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(Refused::at("make init's control socket"))?;
+    let (pid, init) = match sys::fork_into(NAMESPACES).map_err(Refused::at("make the namespaces (clone3)"))? {
+        Forked::Child => child(root, theirs, limits, &enforced),
+        Forked::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop((root, theirs));
+    map_ids(pid, identity)?;
+    groups.admit(pid).map_err(Refused::at("move init into its control groups"))?;
+    // A sandbox goes before the server when the whole machine runs short.
+    fs::write(format!("/proc/{pid}/oom_score_adj"), "500").map_err(Refused::at("raise the OOM score"))?;
+    protocol::send(&ours, &(), &[]).map_err(Refused::at("release init"))?;
+
+    let answer = protocol::receive::<Standing>(&ours).map_err(Refused::at("hear from init"))?;
+    match answer {
+        Some((Standing::Ready { landlock_abi }, mut fds)) if fds.len() == 1 => {
+            enforced.landlock_abi = landlock_abi;
+            Ok(Sandbox { init, control: ours, listener: fds.remove(0), enforced })
+        }
+        Some((Standing::Failed(refused), _)) => Err(refused),
+        _ => Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
+    }
+}
+
+/// Maps the inside user to the identity that owns the workspace, and nobody else.
+fn map_ids(pid: i32, identity: Identity) -> Result<(), Refused> {
+    let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text).map_err(Refused::at(&format!("write {file}")));
+    if !identity.root_mode {
+        write("setgroups", "deny".into())?;
+    }
+    write("uid_map", format!("{INSIDE_ID} {} 1", identity.uid))?;
+    write("gid_map", format!("{INSIDE_ID} {} 1", identity.gid))
+}
+
+/// The child's side. Never returns: it serves as init or exits.
+fn child(root: OwnedFd, control: OwnedFd, limits: &Limits, enforced: &Enforced) -> ! {
+    // The supervisor's own socket end must close here, or init would never
+    // notice that the supervisor is gone.
+    let Ok([root, control]) = sys::keep_only([root, control]) else { std::process::exit(1) };
+    let outcome = match protocol::receive::<()>(&control) {
+        Ok(Some(_)) => set_up(root, limits, enforced),
+        _ => std::process::exit(1),
+    };
+    let (standing, listener) = match outcome {
+        Ok((landlock_abi, listener)) => (Standing::Ready { landlock_abi }, Some(listener)),
+        Err(refused) => (Standing::Failed(refused), None),
+    };
+    let fds: Vec<_> = listener.iter().map(AsFd::as_fd).collect();
+    if protocol::send(&control, &standing, &fds).is_err() || listener.is_none() {
+        std::process::exit(1);
+    }
+    drop(listener);
+    init::serve(control)
+}
+
+fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<(u32, OwnedFd), Refused> {
+    sys::become_inside(INSIDE_ID).map_err(Refused::at("become the inside user"))?;
+    rustix::process::setsid().map_err(Refused::at("start a session (setsid)"))?;
+    sys::unshare(libc::CLONE_NEWCGROUP).map_err(Refused::at("make the cgroup namespace"))?;
+    rustix::system::sethostname(b"cloister").map_err(Refused::at("set the host name"))?;
+    let listener = network().map_err(Refused::at("set the network up"))?;
+    let last = forbid_namespaces().map_err(Refused::at("forbid nested namespaces"))?;
+
+    // The tree needs a place in this namespace before it can become the root.
+    // procfs must be made while the old, unmasked one is still visible.
+    let spot = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open /proc"))?;
+    let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
+    mounts::attach(&root, &spot).map_err(Refused::at("move the root tree in"))?;
+    let target = rustix::fs::openat(&root, "proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open the new /proc"))?;
+    mounts::attach(proc, target).map_err(Refused::at("attach procfs"))?;
+    rustix::process::fchdir(&root).map_err(Refused::at("enter the root tree"))?;
+    sys::pivot_into_cwd().map_err(Refused::at("pivot the root"))?;
+    // Last, because making procfs needs a mount namespace of its own.
+    rustix::io::write(&last, b"0").map_err(Refused::at("forbid nested mount namespaces"))?;
+    drop((root, spot, last));
+
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::chdir(format!("/{WORKSPACE}")).map_err(Refused::at("enter the workspace"))?;
+    fs::create_dir("/tmp/home").map_err(Refused::at("make the home folder"))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open /dev/null"))?;
+    for number in 0..3 {
+        sys::set_standard(&null, number).map_err(Refused::at("set the standard descriptors"))?;
+    }
+    drop(null);
+    let abi = confine::confine(limits, enforced).map_err(Refused::at("confine"))?;
+    Ok((abi, listener))
+}
+
+/// Loopback up, and the one listener through which calls leave. It is made
+/// here, inside, and served outside: a socket belongs for ever to the
+/// namespace that made it.
+fn network() -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sys::loopback_up(&socket)?;
+    let (address, port) = MODEL_LISTENER;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::from(address), port))?;
+    rustix::net::listen(&socket, 64)?;
+    Ok(socket)
+}
+
+/// Writes 0 to the per-namespace limits, so that nesting fails even if the
+/// filter let it through. Returns the mount limit's file, to be written last.
+fn forbid_namespaces() -> Result<OwnedFd, Errno> {
+    let open = |kind: &str| {
+        rustix::fs::open(format!("/proc/sys/user/max_{kind}_namespaces"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    };
+    for kind in ["user", "net", "pid", "ipc", "uts", "cgroup"] {
+        rustix::io::write(open(kind)?, b"0")?;
+    }
+    open("mnt")
+}

@@ -1,0 +1,37 @@
+//! The session boundary, and the only crate with `unsafe`.
+//!
+//! ```text
+//! scope --plan--> steps --view--> detached mount tree --+--> files   (the file API opens through it)
+//!                                                       +--> launch  (a clone of it becomes the workspace of a sandbox)
+//! ```
+//!
+//! Three processes live here, all from the one small executable
+//! `cloister-sandbox`: the *spawner* (single-threaded, owns the mount rights),
+//! one *supervisor* a live session (outside the sandbox, parent of init), and
+//! *init* (PID 1 inside). The server talks to them through [`host`].
+
+pub mod confine;
+pub mod doctor;
+pub mod files;
+pub mod host;
+pub mod identity;
+pub mod plan;
+pub mod protocol;
+pub mod spawner;
+pub mod view;
+
+mod cgroup;
+mod init;
+mod launch;
+mod supervisor;
+mod sys;
+
+/// Where the workspace is inside a sandbox, without the leading slash.
+pub const WORKSPACE: &str = "opt/sandbox/workspace";
+/// Where the agent's executable is inside a sandbox.
+pub const AGENT: &str = "/opt/sandbox/bin/cloister-agent";
+/// The session's model listener: an address of the sandbox's own loopback
+/// that no program binds by chance.
+pub const MODEL_LISTENER: ([u8; 4], u16) = ([127, 127, 127, 127], 80);
+/// User and group of the agent inside.
+pub const INSIDE_ID: u32 = 1000;

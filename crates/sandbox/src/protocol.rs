@@ -1,0 +1,139 @@
+//! What the server asks of the spawner. One request is one seqpacket message
+//! with the descriptors that it needs; the answer comes on a socket that the
+//! request brings along, so a slow one holds up nobody else.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cloister_types::SessionId;
+use cloister_types::scope::FileAccess;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::confine::Limits;
+
+/// Largest request: a scope of [`cloister_types::scope::MAX_ENTRIES`] paths
+/// may need more than a seqpacket message, so those travel through a memfd.
+const INLINE: usize = 32 << 10;
+/// Most descriptors in one message.
+const MAX_FDS: usize = 4;
+
+/// A request to the spawner.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Build a view. Descriptors: reply socket.
+    View {
+        /// Whose.
+        session: SessionId,
+        /// Of what.
+        file_access: FileAccess,
+    },
+    /// Start a sandbox. Descriptors: the supervisor's link (on which the
+    /// answer comes), the view.
+    Launch {
+        /// Whose.
+        session: SessionId,
+        /// Its limits.
+        limits: Limits,
+    },
+}
+
+/// The answer to [`Request::View`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ViewReply {
+    /// The tree comes along as a descriptor.
+    Built {
+        /// What it shows.
+        sources: Vec<Source>,
+    },
+    /// The scope cannot be honoured: the client's to mend.
+    Scope(String),
+    /// The kernel refused.
+    Kernel(String),
+}
+
+/// A path of the workspace that a view binds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Relative to the workspace.
+    pub path: Vec<u8>,
+    /// Device and inode when it was bound; `None`: it was absent.
+    pub identity: Option<(u64, u64)>,
+}
+
+/// Sends one message. Large ones go through an anonymous file, which is then
+/// the first descriptor.
+pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    if body.len() <= INLINE {
+        return send_raw(socket, &body, fds);
+    }
+    let file = rustix::fs::memfd_create("message", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(file);
+    std::io::Write::write_all(&mut file, &body)?;
+    let mut all = vec![file.as_fd()];
+    all.extend_from_slice(fds);
+    send_raw(socket, b"", &all)
+}
+
+fn send_raw(socket: impl AsFd, body: &[u8], fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(std::io::Error::other("too many descriptors for one message"));
+    }
+    // A first byte tells an empty (out-of-line) body from a closed socket.
+    let marker = [u8::from(body.is_empty())];
+    sendmsg(socket, &[IoSlice::new(&marker), IoSlice::new(body)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one message and its descriptors; `None` when the peer is gone.
+pub(crate) fn receive<T: for<'de> Deserialize<'de>>(socket: impl AsFd) -> std::io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut body = vec![0; INLINE + 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::io::retry_on_intr(|| {
+        recvmsg(&socket, &mut [IoSliceMut::new(&mut body)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    if body[0] == 0 {
+        return Ok(Some((serde_json::from_slice(&body[1..got.bytes])?, fds)));
+    }
+    if fds.is_empty() {
+        return Err(std::io::Error::other("a message without its body"));
+    }
+    let mut file = std::fs::File::from(fds.remove(0));
+    std::io::Seek::rewind(&mut file)?;
+    Ok(Some((serde_json::from_reader(std::io::BufReader::new(file))?, fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[test]
+    fn small_and_large_messages_arrive_with_their_descriptors() {
+        let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        for size in [0, 10, INLINE * 4] {
+            let text = "x".repeat(size);
+            send(&a, &text, &[a.as_fd()]).unwrap();
+            let (got, fds): (String, _) = receive(&b).unwrap().unwrap();
+            assert_eq!((got.len(), fds.len()), (size, 1));
+        }
+        drop(a);
+        assert!(receive::<String>(&b).unwrap().is_none());
+    }
+}

@@ -1,0 +1,233 @@
+//! The spawner: the one process with mount rights. One thread, so that it can
+//! fork; no network, no secret. It ends when the server hangs up.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cloister_types::scope::{CONTEXT, MEMORY, SESSIONS, Scope};
+use cloister_types::{SessionId, WorkspacePath};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, wait};
+
+use crate::cgroup::{Cgroups, SessionGroups};
+use crate::confine::Limits;
+use crate::identity::Identity;
+use crate::launch::{self, Refused};
+use crate::protocol::{self, Request, ViewReply};
+use crate::sys::{self, Forked};
+use crate::view::{self, Base, ViewError};
+use crate::{doctor, plan, supervisor};
+
+/// How long the sessions may take to end after the server hung up.
+const GOODBYE: Duration = Duration::from_secs(10);
+
+/// A start-up that failed, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Fatal(String);
+
+/// Entry of the executable. `spawner <workspace> <agent>` with the control
+/// socket as standard input, or `probe` for the doctor.
+///
+/// # Errors
+/// What is wrong, and what to do about it.
+pub fn main(arguments: &[OsString]) -> Result<(), Fatal> {
+    match arguments {
+        [_, role] if role == "probe" => {
+            let findings = doctor::probe_here();
+            println!("{}", serde_json::to_string(&findings).map_err(|error| Fatal(error.to_string()))?);
+            Ok(())
+        }
+        [_, role, workspace, agent] if role == "spawner" => {
+            let mut spawner = Spawner::start(Path::new(workspace), PathBuf::from(agent))?;
+            spawner.serve();
+            Ok(())
+        }
+        _ => Err(Fatal("usage: cloister-sandbox spawner <workspace> <agent> (started by the server)".into())),
+    }
+}
+
+struct Spawner {
+    control: OwnedFd,
+    children: OwnedFd,
+    workspace: OwnedFd,
+    base: Base,
+    identity: Identity,
+    cgroups: Cgroups,
+    sessions: HashMap<Pid, SessionGroups>,
+}
+
+/// A process of one thread with a mount namespace of its own, and as an
+/// ordinary user with a user namespace in which it may mount.
+pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
+    let refused = |step: &'static str| move |error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() };
+    if identity.root_mode {
+        sys::unshare(libc::CLONE_NEWNS).map_err(|errno| refused("make a mount namespace (unshare)")(&errno))?;
+    } else {
+        sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+            .map_err(|errno| refused("make a user and a mount namespace (unshare)")(&errno))?;
+        for (file, text) in [
+            ("setgroups", "deny".to_owned()),
+            ("uid_map", format!("{0} {0} 1", identity.uid)),
+            ("gid_map", format!("{0} {0} 1", identity.gid)),
+        ] {
+            std::fs::write(format!("/proc/self/{file}"), text).map_err(|error| refused("map the own user id")(&error))?;
+        }
+    }
+    rustix::mount::mount_change(
+        "/",
+        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC,
+    )
+    .map_err(|errno| refused("make mounts private")(&errno))
+}
+
+impl Spawner {
+    fn start(workspace: &Path, agent: PathBuf) -> Result<Self, Fatal> {
+        let fatal = |what: &str, error: &dyn std::fmt::Display| Fatal(format!("{what}: {error}"));
+        let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(|errno| fatal("keep the control socket", &errno))?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| fatal("open /dev/null", &errno))?;
+        sys::set_standard(&null, 0).map_err(|errno| fatal("let go of standard input", &errno))?;
+        // A Ctrl-C at the terminal is for the server, which then hangs up.
+        let _ = rustix::process::setsid();
+
+        let identity = Identity::current();
+        let workspace_path = workspace.display().to_string();
+        let workspace = rustix::fs::openat(CWD, workspace, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| fatal(&format!("open the workspace {workspace_path}"), &errno))?;
+        let cgroups = Cgroups::probe();
+        enter(identity).map_err(|error| fatal("enter the spawner's namespaces", &error))?;
+        // The descriptor from before belongs to the old mount namespace, whose
+        // mounts cannot be cloned from here.
+        let workspace_fd = rustix::fs::openat(CWD, workspace_path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| fatal(&format!("open the workspace {workspace_path}"), &errno))?;
+        drop(workspace);
+        let workspace = workspace_fd;
+        identity.act(|| reserved_folders(&workspace)).map_err(|errno| fatal("make the workspace's reserved folders", &errno))?;
+        let base = Base::build(&agent).map_err(|error| fatal("build the base view", &error))?;
+        let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
+        Ok(Self { control, children, workspace, base, identity, cgroups, sessions: HashMap::new() })
+    }
+
+    fn serve(&mut self) {
+        loop {
+            let mut waiting = [PollFd::new(&self.control, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
+            if !matches!(poll(&mut waiting, None), Ok(_) | Err(Errno::INTR)) {
+                break;
+            }
+            let (asked, child_ended) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
+            if child_ended {
+                self.reap();
+            }
+            if asked {
+                match protocol::receive::<Request>(&self.control) {
+                    Ok(Some((request, fds))) => self.answer(request, fds),
+                    _ => break,
+                }
+            }
+        }
+        self.goodbye();
+    }
+
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) {
+        match (request, fds.len()) {
+            (Request::View { session, file_access }, 1) => {
+                let answer = Scope::parse(&file_access)
+                    .map_err(|error| ViewError::Scope(error.to_string()))
+                    .and_then(|scope| view::build(&self.workspace, &plan::plan(&scope, &session), self.identity));
+                // The asker may be gone; that is its own affair.
+                let _ = match answer {
+                    Ok(built) => protocol::send(&fds[0], &ViewReply::Built { sources: built.sources }, &[built.tree.as_fd()]),
+                    Err(ViewError::Scope(message)) => protocol::send(&fds[0], &ViewReply::Scope(message), &[]),
+                    Err(error) => protocol::send(&fds[0], &ViewReply::Kernel(error.to_string()), &[]),
+                };
+            }
+            (Request::Launch { session, limits }, 2) => {
+                let mut fds = fds.into_iter();
+                if let (Some(link), Some(view)) = (fds.next(), fds.next()) {
+                    self.launch(&session, &limits, link, view);
+                }
+            }
+            // Only our own server talks here; a mismatch is a bug of ours, and
+            // dropping the descriptors tells it.
+            _ => {}
+        }
+    }
+
+    fn launch(&mut self, session: &SessionId, limits: &Limits, link: OwnedFd, view: OwnedFd) {
+        let mode = if self.identity.root_mode { "root" } else { "user" };
+        let enforced = self.cgroups.enforced(mode);
+        let groups = self.cgroups.create(session, limits);
+        let root = view::mounts::workspace_of(&view).and_then(|workspace| self.base.session_root(workspace, self.identity, limits));
+        drop(view);
+        let empty = self.cgroups.none();
+        let (groups, ready) = match (groups, root) {
+            (Ok(groups), Ok(root)) => (groups, Ok(root)),
+            (Ok(groups), Err(error)) => (groups, Err(Refused { step: "build the sandbox's root".into(), answer: error.to_string() })),
+            (Err(error), _) => (empty, Err(Refused { step: "make the control groups".into(), answer: error.to_string() })),
+        };
+        match sys::fork() {
+            Ok(Forked::Child) => {
+                let (identity, limits) = (self.identity, *limits);
+                let _ = sys::unblock_signals();
+                let launched = match ready {
+                    Ok(root) => match sys::keep_only([link, root]) {
+                        Ok([link, root]) => {
+                            let launched = launch::launch(root, &groups, identity, &limits, enforced);
+                            supervisor::run(link, launched, groups);
+                            std::process::exit(0)
+                        }
+                        Err(_) => std::process::exit(1),
+                    },
+                    Err(refused) => Err(refused),
+                };
+                supervisor::run(link, launched, groups);
+                std::process::exit(0)
+            }
+            Ok(Forked::Parent { pid, .. }) => {
+                if let Some(pid) = Pid::from_raw(pid) {
+                    self.sessions.insert(pid, groups);
+                }
+            }
+            Err(_) => groups.remove(),
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut drained = [0; 1024];
+        while matches!(rustix::io::read(&self.children, &mut drained), Ok(1..)) {}
+        while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
+            // It removed its groups itself, unless it was killed.
+            if let Some(groups) = self.sessions.remove(&pid) {
+                groups.remove();
+            }
+        }
+    }
+
+    /// The supervisors have lost the server too and are ending.
+    fn goodbye(&mut self) {
+        let end = Instant::now() + GOODBYE;
+        while !self.sessions.is_empty() && Instant::now() < end {
+            self.reap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.cgroups.remove();
+    }
+}
+
+fn reserved_folders(workspace: &OwnedFd) -> rustix::io::Result<()> {
+    for name in [MEMORY, SESSIONS, CONTEXT] {
+        let path = WorkspacePath::ROOT.join(name.as_bytes()).unwrap_or_default();
+        view::make_folders(workspace, &path)?;
+    }
+    let memory = format!("{MEMORY}/MEMORY.md");
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::openat(workspace, memory, flags, Mode::from_raw_mode(0o644)) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}

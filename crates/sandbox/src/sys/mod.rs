@@ -1,0 +1,26 @@
+//! Raw Linux calls that neither std nor rustix offer. Every `unsafe` of the
+//! project is in this folder.
+#![allow(unsafe_code)]
+
+mod identity;
+mod mount;
+mod process;
+mod seccomp;
+
+pub(crate) use identity::{FsIdentity, become_inside, drop_bounding_set, drop_capabilities, keep_only_kill};
+pub(crate) use mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, pivot_into_cwd, set_mount_attributes};
+pub(crate) use process::{
+    Forked, close_from, exec, fork, fork_into, keep_only, loopback_up, lower_limit, pass_as_three, set_standard, unblock_signals, unshare,
+    watch_children,
+};
+pub(crate) use seccomp::{Instruction, install};
+
+/// Turns a raw return value into a result.
+fn check(value: libc::c_long) -> rustix::io::Result<libc::c_long> {
+    if value < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        Err(rustix::io::Errno::from_raw_os_error(errno))
+    } else {
+        Ok(value)
+    }
+}

@@ -1,0 +1,184 @@
+//! Making, limiting and watching processes.
+
+use std::convert::Infallible;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::{Errno, Result};
+
+use super::check;
+
+/// The two ways in which a fork returns.
+pub(crate) enum Forked {
+    /// In the new process.
+    Child,
+    /// In the old one.
+    Parent {
+        /// The new process, as this PID namespace numbers it.
+        pid: i32,
+        /// A handle that cannot be confused with a later process.
+        pidfd: OwnedFd,
+    },
+}
+
+/// `fork`, with a process handle.
+pub(crate) fn fork() -> Result<Forked> {
+    fork_into(0)
+}
+
+/// `fork` into new namespaces (`CLONE_NEW*` flags).
+pub(crate) fn fork_into(namespaces: i32) -> Result<Forked> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain integers, for which zero means "not used".
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = u64::from((namespaces | libc::CLONE_PIDFD).cast_unsigned());
+    arguments.pidfd = (&raw mut pidfd).addr() as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: no CLONE_VM, so this is a fork: the child has its own copy of
+    // everything. Spawner, supervisor and init are single-threaded, so no
+    // lock can be held by a thread that the child lacks. `pidfd` outlives the
+    // call and is written in the parent alone.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) });
+    match pid {
+        // Under our own filter clone3 answers ENOSYS, as it must: its flags
+        // are out of a filter's reach. The plain call serves init.
+        Err(Errno::NOSYS) if namespaces == 0 => fork_by_clone(),
+        Err(errno) => Err(errno),
+        Ok(0) => Ok(Forked::Child),
+        Ok(pid) => {
+            // SAFETY: the kernel has just made this descriptor for us.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Forked::Parent { pid: pid as i32, pidfd })
+        }
+    }
+}
+
+fn fork_by_clone() -> Result<Forked> {
+    let mut pidfd: RawFd = -1;
+    let flags = libc::CLONE_PIDFD | libc::SIGCHLD;
+    // SAFETY: as for clone3 above; no stack is given, so the child goes on
+    // with a copy of this one. The third argument receives the handle on
+    // every architecture.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) })?;
+    if pid == 0 {
+        return Ok(Forked::Child);
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(Forked::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// Leaves namespaces for new ones.
+pub(crate) fn unshare(namespaces: i32) -> Result<()> {
+    // SAFETY: a plain integer; no file descriptor table is unshared.
+    check(unsafe { libc::unshare(namespaces) }.into()).map(drop)
+}
+
+/// Replaces this process. Returns only if that failed.
+pub(crate) fn exec(program: &CStr, arguments: &[&CStr], environment: &[&CStr]) -> Result<Infallible> {
+    let list = |strings: &[&CStr]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+    };
+    let (arguments, environment) = (list(arguments), list(environment));
+    // SAFETY: both lists end in a null pointer and their strings outlive the
+    // call.
+    check(unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) }.into())?;
+    Err(Errno::IO)
+}
+
+/// Gives back to a process that is about to exec what [`watch_children`] took.
+pub(crate) fn unblock_signals() -> Result<()> {
+    // SAFETY: as in `watch_children`.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()).into()).map(drop)
+    }
+}
+
+/// Moves `keep` to descriptors 3, 4, ... and closes all others but the
+/// standard three. For a fresh fork that owes nothing to its parent's.
+pub(crate) fn keep_only<const N: usize>(keep: [OwnedFd; N]) -> Result<[OwnedFd; N]> {
+    // Out of the way first, so that no move overwrites one yet to be moved.
+    const ASIDE: RawFd = 64;
+    for (index, fd) in keep.into_iter().enumerate() {
+        let fd = std::os::fd::IntoRawFd::into_raw_fd(fd);
+        // SAFETY: plain integers; whatever was at the target is given up.
+        check(unsafe { libc::dup3(fd, ASIDE + index as RawFd, libc::O_CLOEXEC) }.into())?;
+    }
+    for index in 0..N as RawFd {
+        // SAFETY: as above.
+        check(unsafe { libc::dup3(ASIDE + index, 3 + index, libc::O_CLOEXEC) }.into())?;
+    }
+    close_from(3 + N as u32)?;
+    // SAFETY: these descriptors were just made and nothing else owns them:
+    // owners that the parent's frames hold never run in this process.
+    Ok(std::array::from_fn(|index| unsafe { OwnedFd::from_raw_fd(3 + index as RawFd) }))
+}
+
+/// Makes `fd` standard input (0), output (1) or error (2).
+pub(crate) fn set_standard(fd: impl AsFd, number: RawFd) -> Result<()> {
+    // SAFETY: plain integers; descriptors 0 to 2 are owned by nobody in the
+    // processes of this crate. No close-on-exec: they are meant to pass on.
+    check(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }.into()).map(drop)
+}
+
+/// Makes `fd` descriptor 3 of the program that is about to be executed.
+pub(crate) fn pass_as_three(fd: OwnedFd) -> Result<()> {
+    let fd = std::os::fd::IntoRawFd::into_raw_fd(fd);
+    // SAFETY: plain integers; the caller is a fresh fork about to exec. dup2
+    // onto itself would keep close-on-exec, so that flag is cleared too.
+    unsafe {
+        check(libc::dup2(fd, 3).into())?;
+        check(libc::fcntl(3, libc::F_SETFD, 0).into())?;
+    }
+    Ok(())
+}
+
+/// Closes every descriptor from `first` upwards.
+pub(crate) fn close_from(first: u32) -> Result<()> {
+    // SAFETY: the callers own no descriptor at or above `first` that they
+    // use afterwards; owned ones were leaked on purpose or are below.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// Blocks SIGCHLD and returns a descriptor that is readable when a child ended.
+pub(crate) fn watch_children() -> Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before use; the calls
+    // only read and write that local.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()).into())?;
+        let fd = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Lowers a resource limit, soft and hard; never raises one, which would need
+/// a capability that even root may lack.
+pub(crate) fn lower_limit(resource: libc::__rlimit_resource_t, to: u64) -> Result<()> {
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a local of the right type, written and read by the calls.
+    unsafe {
+        check(libc::getrlimit(resource, &raw mut now).into())?;
+        let limit = to.min(now.rlim_max);
+        now = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+        check(libc::setrlimit(resource, &raw const now).into())?;
+    }
+    Ok(())
+}
+
+/// Brings the loopback interface of this network namespace up.
+pub(crate) fn loopback_up(socket: impl AsFd) -> Result<()> {
+    // SAFETY: ifreq is plain data; the name is set before use and the kernel
+    // reads the flags member of the union that is set right here.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        check(libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request).into())?;
+    }
+    Ok(())
+}

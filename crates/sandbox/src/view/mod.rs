@@ -1,0 +1,32 @@
+//! Detached mount trees, built by descriptor. No path is resolved twice and
+//! none through a symlink, so there is nothing to race.
+
+mod base;
+pub(crate) mod mounts;
+mod workspace;
+
+pub(crate) use base::Base;
+pub(crate) use workspace::{build, make_folders};
+
+/// Why a view could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The scope itself: the client's to mend.
+    #[error("{0}")]
+    Scope(String),
+    /// The kernel refused a step.
+    #[error("{step}: {errno}")]
+    Kernel {
+        /// What was tried.
+        step: String,
+        /// The answer.
+        errno: rustix::io::Errno,
+    },
+}
+
+impl ViewError {
+    fn at(step: impl Into<String>) -> impl FnOnce(rustix::io::Errno) -> Self {
+        let step = step.into();
+        move |errno| Self::Kernel { step, errno }
+    }
+}

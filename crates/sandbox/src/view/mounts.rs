@@ -1,0 +1,72 @@
+//! The few mount operations that views are made of.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Result;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
+    fsmount, fsopen, move_mount, open_tree,
+};
+
+use crate::sys;
+
+/// How a source below a trusted folder is opened: no climbing, no links.
+pub(super) const STRICT: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+/// Opens `path` below `folder` as a mere handle.
+pub(super) fn handle(folder: impl AsFd, path: impl rustix::path::Arg) -> Result<OwnedFd> {
+    openat2(folder, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), STRICT)
+}
+
+/// A fresh tmpfs as a detached mount.
+pub(super) fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", "none")?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
+    }
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// A fresh procfs that shows processes and nothing else.
+pub(crate) fn process_only_proc() -> Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", "proc")?;
+    fsconfig_set_string(&context, "subset", "pid")?;
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// A detached clone of the mount that `source` lies in, rooted at `source`.
+pub(super) fn clone_mount(source: impl AsFd, deep: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, deep);
+    open_tree(source, "", flags)
+}
+
+/// A clone of one file or folder of the host, without devices or setuid.
+pub(super) fn bind(source: impl AsFd, read_only: bool) -> Result<OwnedFd> {
+    let mount = clone_mount(source, false)?;
+    let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | if read_only { sys::ATTR_RDONLY } else { 0 };
+    sys::set_mount_attributes(&mount, attributes, false)?;
+    Ok(mount)
+}
+
+/// Attaches a detached mount on `target`.
+pub(crate) fn attach(mount: impl AsFd, target: impl AsFd) -> Result<()> {
+    move_mount(mount, "", target, "", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+/// Opens a trusted path of the host, links followed.
+pub(super) fn host(path: &str) -> Result<OwnedFd> {
+    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The workspace of a view that [`super::build`] made.
+pub(crate) fn workspace_of(view: impl AsFd) -> std::result::Result<OwnedFd, super::ViewError> {
+    handle(view, crate::WORKSPACE).map_err(super::ViewError::at("open the view's workspace"))
+}

@@ -1,0 +1,4 @@
+//! The sandbox with real namespaces: see the modules.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod stand;

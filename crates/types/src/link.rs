@@ -1,0 +1,269 @@
+//! What travels between the server, a session's supervisor and its agent:
+//! JSON frames, each after its length as four big-endian bytes.
+//!
+//! Commands go down (server -> supervisor -> agent), facts come up.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::ErrorCode;
+use crate::event::EventKind;
+use crate::model::ModelSpec;
+use crate::transcript::{Entry, Usage};
+use crate::{ResponseId, SessionId};
+
+/// Largest frame in bytes. A conversation travels in one frame at the start
+/// of a turn, so this bounds a conversation's size.
+pub const MAX_FRAME: usize = 64 << 20;
+
+/// Encodes a frame: length, then JSON.
+///
+/// # Errors
+/// The value does not serialise, or is larger than [`MAX_FRAME`].
+pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
+    let mut out = vec![0; 4];
+    serde_json::to_writer(&mut out, value)?;
+    let length = out.len() - 4;
+    if length > MAX_FRAME {
+        return Err(FrameError::TooLarge(length));
+    }
+    out[..4].copy_from_slice(&(length as u32).to_be_bytes());
+    Ok(out)
+}
+
+/// What is wrong with a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// It claims to be larger than [`MAX_FRAME`].
+    #[error("a frame of {0} bytes is over the limit")]
+    TooLarge(usize),
+    /// It is not the JSON that was expected.
+    #[error("a malformed frame: {0}")]
+    Malformed(#[from] serde_json::Error),
+}
+
+/// Cuts a byte stream into frames.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl FrameReader {
+    /// Takes what was read from the stream.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.start > 0 && self.start == self.buffer.len() {
+            self.buffer.clear();
+            self.start = 0;
+        } else if self.start > 1 << 20 {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, if it has arrived.
+    ///
+    /// # Errors
+    /// The stream is not one of frames; nothing after this can be trusted.
+    pub fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, FrameError> {
+        let rest = &self.buffer[self.start..];
+        let Some((head, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*head) as usize;
+        if length > MAX_FRAME {
+            return Err(FrameError::TooLarge(length));
+        }
+        let Some(body) = body.get(..length) else { return Ok(None) };
+        let value = serde_json::from_slice(body)?;
+        self.start += 4 + length;
+        Ok(Some(value))
+    }
+}
+
+/// Ceilings of one turn. The agent ends the turn at the first two, the
+/// supervisor enforces the third whatever the agent does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnLimits {
+    /// Most model calls.
+    pub steps: u32,
+    /// Most tokens, all calls together.
+    pub tokens: u64,
+    /// Longest time in milliseconds.
+    pub time_ms: u64,
+}
+
+/// Everything that a turn needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TurnStart {
+    /// The session.
+    pub session_id: SessionId,
+    /// The turn.
+    pub response_id: ResponseId,
+    /// Number of the first event that the supervisor assigns.
+    pub next_seq: u64,
+    /// The model.
+    pub model: ModelSpec,
+    /// Base URL of the session's model listener.
+    pub model_url: String,
+    /// Does a script play the model?
+    pub scripted: bool,
+    /// The ceilings.
+    pub limits: TurnLimits,
+    /// The tenant's `.pokee/*.md`, already joined.
+    pub context: String,
+    /// Tell the agent about its memory?
+    pub memory_hint: bool,
+    /// Earlier turns, then this turn's message as the last entry.
+    pub conversation: Vec<Entry>,
+}
+
+/// From the server to the supervisor, and from there to the agent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Command {
+    /// Run a turn.
+    Start(Box<TurnStart>),
+    /// Cancel the turn that runs.
+    Cancel {
+        /// Which one: a late cancel must not hit the next turn.
+        response_id: ResponseId,
+        /// Is the session itself going away?
+        deleted: bool,
+    },
+    /// End the sandbox and everything in it.
+    Stop,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Outcome {
+    /// The model finished.
+    Completed {
+        /// Why it stopped: `end`, `max_tokens`, ...
+        stop_reason: String,
+    },
+    /// A cancel was asked for.
+    Cancelled,
+    /// It failed.
+    Failed {
+        /// The stable code.
+        code: ErrorCode,
+        /// What happened, for people.
+        message: String,
+    },
+}
+
+/// From the agent to its supervisor. The agent is not trusted: the supervisor
+/// numbers, checks the order and decides what is terminal.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum FromAgent {
+    /// Something for the stream.
+    Event {
+        /// Its type; terminal ones are refused, they come through `End`.
+        kind: EventKind,
+        /// Its fields.
+        data: Map<String, Value>,
+    },
+    /// An entry of the conversation, complete.
+    Entry(Entry),
+    /// The turn is over.
+    End {
+        /// How.
+        outcome: Outcome,
+        /// Tokens used.
+        usage: Usage,
+        /// The final answer's text.
+        output_text: String,
+    },
+}
+
+/// From the supervisor to the server.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Fact {
+    /// The sandbox stands. The frame carries descriptors: the model listener.
+    Ready(Enforced),
+    /// The sandbox could not be made.
+    Unready {
+        /// What was tried, what the kernel answered, what to do.
+        message: String,
+    },
+    /// An event, numbered.
+    Event {
+        /// The turn.
+        response_id: ResponseId,
+        /// Its number in the turn.
+        seq: u64,
+        /// Its type.
+        kind: EventKind,
+        /// The data line.
+        data: String,
+    },
+    /// An entry of the conversation.
+    Entry {
+        /// The turn.
+        response_id: ResponseId,
+        /// The entry.
+        entry: Entry,
+    },
+    /// A turn's last fact, right after its terminal event.
+    Ended {
+        /// The turn.
+        response_id: ResponseId,
+        /// How.
+        outcome: Outcome,
+        /// Tokens used.
+        usage: Usage,
+        /// The final answer's text.
+        output_text: String,
+        /// The sandbox was ended along with the turn.
+        sandbox_gone: bool,
+    },
+}
+
+/// What holds for a live sandbox, as its supervisor established it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Enforced {
+    /// `root` (a host uid of its own) or `user` (the operator's uid).
+    pub mode: String,
+    /// What limits memory: `cgroup-v1`, `cgroup-v2` or `rlimit-per-process`.
+    pub memory: String,
+    /// What limits CPU: `cgroup-v1`, `cgroup-v2` or `none`.
+    pub cpu: String,
+    /// What limits processes: `cgroup-v1`, `cgroup-v2` or `rlimit-per-namespace`.
+    pub pids: String,
+    /// Landlock's ABI version in force, 0 if the kernel has none.
+    pub landlock_abi: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
+        let mut reader = FrameReader::default();
+        reader.push(&u32::MAX.to_be_bytes());
+        assert!(matches!(reader.next::<Value>(), Err(FrameError::TooLarge(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_cut(texts in proptest::collection::vec(".{0,40}", 0..6), cut in 1usize..9) {
+            let bytes: Vec<u8> = texts.iter().flat_map(|text| encode(text).unwrap()).collect();
+            let mut reader = FrameReader::default();
+            let mut seen: Vec<String> = Vec::new();
+            for piece in bytes.chunks(cut) {
+                reader.push(piece);
+                while let Some(text) = reader.next().unwrap() {
+                    seen.push(text);
+                }
+            }
+            prop_assert_eq!(seen, texts);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! JSON shapes of the public API.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::link::Enforced;
+use crate::scope::FileAccess;
+use crate::transcript::Usage;
+use crate::{ErrorCode, ResponseId, SessionId};
+
+/// Body of `POST /v1/sessions`. Every field may be left out, and so may the body.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct CreateSession {
+    /// `false`: destroyed five minutes after its last answer. `true`: lives
+    /// until its `ttl` or `DELETE`. Left out: the tenant's `session_defaults`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent: Option<bool>,
+    /// Longest life in seconds, more than 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<u64>,
+    /// Anything; echoed on reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub metadata: Option<Map<String, Value>>,
+    /// The session's scope. Left out: the whole workspace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_access: Option<FileAccess>,
+    /// A model of the catalogue. Left out: the tenant's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+/// State of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum SessionStatus {
+    /// It takes messages.
+    Ready,
+    /// It is being deleted.
+    Destroying,
+}
+
+/// State of a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum TurnStatus {
+    /// It runs.
+    InProgress,
+    /// It succeeded.
+    Completed,
+    /// It was cancelled.
+    Cancelled,
+    /// It failed.
+    Failed,
+}
+
+impl TurnStatus {
+    /// The name on the wire and in the store.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InProgress => "in_progress",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Reads the name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::InProgress, Self::Completed, Self::Cancelled, Self::Failed].into_iter().find(|status| status.as_str() == text)
+    }
+}
+
+/// The last finished turn, kept with the session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LastResponse {
+    /// The turn.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub id: ResponseId,
+    /// How it ended.
+    pub status: TurnStatus,
+    /// Text of the final answer.
+    pub output_text: String,
+    /// Tokens used.
+    pub usage: Usage,
+    /// When it ended, Unix seconds.
+    pub completed_at: f64,
+    /// Why it failed, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+}
+
+/// A session, as created and as read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SessionRecord {
+    /// The session's id.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub id: SessionId,
+    /// The same id under the name of the architecture page.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub session_id: SessionId,
+    /// Unix seconds.
+    pub created_at: f64,
+    /// Unix seconds of the last message, answer or file call.
+    pub last_activity: f64,
+    /// Is a turn running?
+    pub busy: bool,
+    /// See [`CreateSession::persistent`].
+    pub persistent: bool,
+    /// See [`CreateSession::ttl`]; `null` is no limit.
+    pub ttl: Option<u64>,
+    /// The state.
+    pub status: SessionStatus,
+    /// As sent at creation.
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub metadata: Map<String, Value>,
+    /// The scope as declared.
+    pub file_access: FileAccess,
+    /// The model in use.
+    pub model: String,
+    /// The running turn, if there is one.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub current_response_id: Option<ResponseId>,
+    /// The last finished turn, if there is one.
+    pub last_response: Option<LastResponse>,
+    /// What the kernel enforces for the live sandbox; `null` while it sleeps.
+    pub sandbox: Option<Enforced>,
+}
+
+/// Body of `POST /v1/sessions/{id}/messages`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SendMessage {
+    /// Text or markdown, not empty.
+    pub message: String,
+}
+
+/// Answer to a cancel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CancelAnswer {
+    /// The turn.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub response_id: ResponseId,
+    /// `cancelling` or `already_complete`.
+    pub status: String,
+}
+
+/// Answer to the bulk delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Deleted {
+    /// How many sessions were destroyed.
+    pub deleted: u64,
+}
+
+/// Kind of a directory entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum FileType {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link; it is listed, and followed inside the view alone.
+    Symlink,
+    /// A FIFO, socket or device, which the API does not open.
+    Other,
+}
+
+/// An entry of a directory listing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FileEntry {
+    /// The name; bytes that are not UTF-8 are shown replaced.
+    pub name: String,
+    /// Present if the name is not UTF-8: its percent-encoded form, for URLs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name_encoded: Option<String>,
+    /// The kind.
+    #[serde(rename = "type")]
+    pub kind: FileType,
+    /// Bytes; 0 for anything but a file.
+    pub size: u64,
+    /// Unix seconds.
+    pub modified: f64,
+}
+
+/// Answer to an upload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FileWritten {
+    /// The path, relative to the workspace.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// Unix seconds.
+    pub modified: f64,
+}
+
+/// Body of every error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ErrorBody {
+    /// The stable code: `cloister explain <code>`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub error: ErrorCode,
+    /// What happened, for people.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Answer of `GET /health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+    /// The server's version.
+    pub version: String,
+}
