@@ -101,8 +101,10 @@ fn exec_agent(link: OwnedFd, log: OwnedFd) -> Result<(), Errno> {
     rustix::process::setsid()?;
     sys::set_standard(&log, 1)?;
     sys::set_standard(&log, 2)?;
-    sys::pass_as_three(link)?;
-    sys::close_from(4)?;
+    // The link is standard input: the one descriptor that a program can take
+    // over without unsafe code.
+    sys::set_standard(&link, 0)?;
+    sys::close_from(3)?;
     let program = CString::new(AGENT).map_err(|_| Errno::INVAL)?;
     sys::exec(&program, &[&program], &ENVIRONMENT).map(|_| ())
 }

@@ -122,18 +122,6 @@ pub(crate) fn set_standard(fd: impl AsFd, number: RawFd) -> Result<()> {
     check(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }.into()).map(drop)
 }
 
-/// Makes `fd` descriptor 3 of the program that is about to be executed.
-pub(crate) fn pass_as_three(fd: OwnedFd) -> Result<()> {
-    let fd = std::os::fd::IntoRawFd::into_raw_fd(fd);
-    // SAFETY: plain integers; the caller is a fresh fork about to exec. dup2
-    // onto itself would keep close-on-exec, so that flag is cleared too.
-    unsafe {
-        check(libc::dup2(fd, 3).into())?;
-        check(libc::fcntl(3, libc::F_SETFD, 0).into())?;
-    }
-    Ok(())
-}
-
 /// Closes every descriptor from `first` upwards.
 pub(crate) fn close_from(first: u32) -> Result<()> {
     // SAFETY: the callers own no descriptor at or above `first` that they

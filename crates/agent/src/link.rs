@@ -1,0 +1,86 @@
+//! The agent's end of its link.
+
+use std::os::unix::net::UnixStream as StdStream;
+
+use cloister_types::event::EventKind;
+use cloister_types::link::{Command, FrameReader, FromAgent, encode};
+use cloister_types::transcript::Entry;
+use serde_json::{Map, Value};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
+
+/// Takes the link from standard input, which no tool may inherit.
+pub(crate) fn take() -> std::io::Result<(Commands, Facts)> {
+    let socket = StdStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    socket.set_nonblocking(true)?;
+    let (read, write) = UnixStream::from_std(socket)?.into_split();
+    Ok((Commands { socket: read, reader: FrameReader::default() }, Facts { socket: write }))
+}
+
+/// Commands that come down.
+pub(crate) struct Commands {
+    socket: OwnedReadHalf,
+    reader: FrameReader,
+}
+
+impl Commands {
+    /// The next command; `None` when the supervisor is gone.
+    pub(crate) async fn next(&mut self) -> std::io::Result<Option<Command>> {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            if let Some(command) = self.reader.next().map_err(std::io::Error::other)? {
+                return Ok(Some(command));
+            }
+            match self.socket.read(&mut buffer).await? {
+                0 => return Ok(None),
+                got => self.reader.push(&buffer[..got]),
+            }
+        }
+    }
+
+    /// Listens in the background: the receiver turns true on a cancel. Without
+    /// a supervisor there is nobody to work for, so that ends the process.
+    pub(crate) fn watch_for_cancel(mut self) -> watch::Receiver<bool> {
+        let (sender, receiver) = watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok(Some(command)) = self.next().await {
+                if matches!(command, Command::Cancel { .. }) {
+                    let _ = sender.send(true);
+                }
+            }
+            std::process::exit(1);
+        });
+        receiver
+    }
+}
+
+/// Facts that go up, in order. A write waits while the supervisor is behind.
+pub(crate) struct Facts {
+    socket: OwnedWriteHalf,
+}
+
+impl Facts {
+    /// Sends one fact.
+    pub(crate) async fn send(&mut self, fact: &FromAgent) -> std::io::Result<()> {
+        let frame = encode(fact).map_err(std::io::Error::other)?;
+        self.socket.write_all(&frame).await
+    }
+
+    /// Sends an event; `fields` is an object literal.
+    pub(crate) async fn event(&mut self, kind: EventKind, fields: Value) -> std::io::Result<()> {
+        let data = match fields {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        };
+        self.send(&FromAgent::Event { kind, data }).await
+    }
+
+    /// Sends an entry of the conversation.
+    pub(crate) async fn entry(&mut self, entry: &Entry) -> std::io::Result<()> {
+        self.send(&FromAgent::Entry(entry.clone())).await
+    }
+}

@@ -1,0 +1,16 @@
+//! `cloister-agent`: started by a sandbox's init, with its link as standard
+//! input. Not meant for people.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime.and_then(|runtime| runtime.block_on(cloister_agent::run()));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cloister-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The driver of a turn: does what [`crate::step`] decides.
+
+use cloister_types::event::EventKind;
+use cloister_types::link::{Command, FromAgent, Outcome, TurnStart};
+use cloister_types::transcript::Entry;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::history::{Call, repair};
+use crate::link::{self, Facts};
+use crate::model::{self, CallError};
+use crate::step::{Action, Steps, Task};
+use crate::tools::{self, Output, Toolbox};
+use crate::wire;
+
+/// Waits for the turn on the link and runs it to its end.
+///
+/// # Errors
+/// The link is broken; the supervisor reports the turn as failed.
+pub async fn run() -> std::io::Result<()> {
+    // Orphans of tools come to us instead of init, so they can be found.
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?;
+    let (mut commands, mut facts) = link::take()?;
+    let start = match commands.next().await? {
+        Some(Command::Start(start)) => start,
+        _ => return Err(std::io::Error::other("expected a turn")),
+    };
+    let cancel = commands.watch_for_cancel();
+    let mut turn = Turn { toolbox: Toolbox::new(&start.session_id), steps: Steps::new(start.limits), conversation: start.conversation.clone(), start: *start, output_text: String::new() };
+    let outcome = turn.work(&mut facts, cancel).await?;
+    let end = FromAgent::End { outcome, usage: turn.steps.usage(), output_text: turn.output_text };
+    facts.send(&end).await
+}
+
+struct Turn {
+    start: TurnStart,
+    conversation: Vec<Entry>,
+    steps: Steps,
+    toolbox: Toolbox,
+    output_text: String,
+}
+
+impl Turn {
+    async fn work(&mut self, facts: &mut Facts, mut cancel: watch::Receiver<bool>) -> std::io::Result<Outcome> {
+        let system = crate::prompt::system(&self.start);
+        let schemas = tools::schemas();
+        let mut action = self.steps.before_call();
+        loop {
+            action = match action {
+                Action::End(outcome) => return Ok(outcome),
+                Action::CallModel => {
+                    let body = wire::request(&self.start.model, &system, &repair(&self.conversation), &schemas);
+                    let called = tokio::select! {
+                        called = model::call(facts, &self.start, self.steps.taken(), &body) => Some(called),
+                        _ = cancel.wait_for(|cancelled| *cancelled) => None,
+                    };
+                    match called {
+                        // The open block is closed by the supervisor.
+                        None => return Ok(Outcome::Cancelled),
+                        Some(Err(CallError::Link(error))) => return Err(error),
+                        Some(Err(CallError::Failed(code, message))) => return Ok(Outcome::Failed { code, message }),
+                        Some(Ok(answer)) => {
+                            self.remember_answer(facts, &answer).await?;
+                            self.steps.answered(&answer)
+                        }
+                    }
+                }
+                Action::RunTools(tasks) => {
+                    if self.run_tools(facts, tasks, &mut cancel).await? {
+                        return Ok(Outcome::Cancelled);
+                    }
+                    self.steps.before_call()
+                }
+            };
+        }
+    }
+
+    /// The answer is recorded before any of its tools runs.
+    async fn remember_answer(&mut self, facts: &mut Facts, answer: &wire::Answer) -> std::io::Result<()> {
+        let text: String = answer.blocks.iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str()).collect();
+        if !text.is_empty() {
+            self.output_text = text;
+        }
+        let entry = Entry::Assistant {
+            wire: self.start.model.wire,
+            model: self.start.model.upstream_model.clone(),
+            blocks: answer.blocks.clone(),
+        };
+        facts.entry(&entry).await?;
+        self.conversation.push(entry);
+        Ok(())
+    }
+
+    /// Runs the calls of one answer. Neighbours that only read run side by
+    /// side, everything else alone; results keep the model's order. True: a
+    /// cancel came, and every call has been answered truthfully.
+    async fn run_tools(&mut self, facts: &mut Facts, tasks: Vec<Task>, cancel: &mut watch::Receiver<bool>) -> std::io::Result<bool> {
+        let mut rest = tasks.into_iter().peekable();
+        let mut cancelled = *cancel.borrow();
+        while let Some(task) = rest.next() {
+            let mut batch = vec![task];
+            while is_shared(&batch[0]) && rest.peek().is_some_and(is_shared) {
+                batch.extend(rest.next());
+            }
+            let outputs = if cancelled {
+                batch.into_iter().map(|task| (call_of(task), Output::error("Not started: the turn was cancelled."))).collect()
+            } else {
+                let (outputs, now) = self.toolbox.run_batch(batch, cancel).await;
+                cancelled = now;
+                outputs
+            };
+            for (call, output) in outputs {
+                self.answer_call(facts, call, output).await?;
+            }
+        }
+        Ok(cancelled)
+    }
+
+    async fn answer_call(&mut self, facts: &mut Facts, call: Call, output: Output) -> std::io::Result<()> {
+        let Output { content, is_error } = output;
+        let entry = Entry::ToolResult { id: call.id.clone(), content: content.clone(), is_error };
+        facts.entry(&entry).await?;
+        self.conversation.push(entry);
+        facts.event(EventKind::ToolResult, json!({"id": call.id, "content": content, "is_error": is_error})).await
+    }
+}
+
+fn is_shared(task: &Task) -> bool {
+    matches!(task, Task::Run(call) if tools::only_reads(&call.name))
+}
+
+fn call_of(task: Task) -> Call {
+    match task {
+        Task::Run(call) | Task::Refuse { call, .. } => call,
+    }
+}
