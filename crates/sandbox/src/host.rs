@@ -67,6 +67,7 @@ pub struct Host {
     control: Option<OwnedFd>,
     child: Mutex<Child>,
     identity: Identity,
+    workspace: OwnedFd,
 }
 
 /// A sandbox that stands, seen from the server.
@@ -88,7 +89,8 @@ impl Host {
     pub fn start(executable: &Path, agent: &Path, workspace: &Path) -> std::io::Result<Self> {
         let identity = Identity::current();
         std::fs::create_dir_all(workspace)?;
-        identity.own(std::fs::File::open(workspace)?)?;
+        let handle = OwnedFd::from(std::fs::File::open(workspace)?);
+        identity.own(&handle)?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let child = Command::new(executable)
             .arg("spawner")
@@ -98,7 +100,33 @@ impl Host {
             .stdout(Stdio::null())
             .spawn()
             .map_err(|error| std::io::Error::new(error.kind(), format!("start {}: {error}", executable.display())))?;
-        Ok(Self { control: Some(ours), child: Mutex::new(child), identity })
+        Ok(Self { control: Some(ours), child: Mutex::new(child), identity, workspace: handle })
+    }
+
+    /// The tenant's `.pokee/*.md`, joined; and what had to be left out.
+    #[must_use]
+    pub fn context(&self) -> (String, Vec<String>) {
+        crate::files::read_context(&self.workspace, self.identity)
+    }
+
+    /// Would building this view anew show something else?
+    #[must_use]
+    pub fn is_stale(&self, view: &View) -> bool {
+        view.is_stale(&self.workspace)
+    }
+
+    /// Removes the private folder of a session that is no more.
+    ///
+    /// # Errors
+    /// What the file system answers; a missing folder is no error.
+    pub fn remove_private(&self, session: &SessionId) -> std::io::Result<()> {
+        use std::os::fd::AsRawFd;
+        // Removal by std walks by descriptor and follows no link.
+        let path = format!("/proc/self/fd/{}/{}/{session}", self.workspace.as_raw_fd(), cloister_types::scope::SESSIONS);
+        match self.identity.act(|| std::fs::remove_dir_all(path)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     fn ask(&self, request: &Request, fds: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), HostError> {

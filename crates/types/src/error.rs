@@ -66,6 +66,8 @@ codes! {
     Unauthorized = "unauthorized", 401, Client, false;
     /// A file path that could climb out, decided on its syntax.
     InvalidPath = "invalid_path", 403, Client, false;
+    /// The file's own mode denies it.
+    Forbidden = "forbidden", 403, Client, false;
     /// The path is visible in the session and not writable.
     ReadOnlyPath = "read_only_path", 403, Client, false;
     /// There is no such thing, as far as the caller can see.

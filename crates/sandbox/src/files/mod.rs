@@ -4,6 +4,7 @@
 //!
 //! All calls block; paths are relative to the workspace.
 
+mod context;
 mod list;
 mod read;
 mod remove;
@@ -19,6 +20,7 @@ use crate::WORKSPACE;
 use crate::identity::Identity;
 use crate::protocol::Source;
 
+pub use context::{MAX_CONTEXT, read_context};
 pub use list::Entry;
 pub use read::{Found, Opened};
 pub use upload::{Condition, Upload, Written};

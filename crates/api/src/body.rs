@@ -1,0 +1,33 @@
+//! JSON bodies and query strings.
+
+use axum::body::Body;
+use axum::extract::Query;
+use axum::extract::rejection::QueryRejection;
+use cloister_types::ErrorCode;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::Value;
+
+use crate::error::{Answer, ApiError};
+
+/// Bytes of a JSON body; longer texts are files.
+const MAX_JSON: usize = 4 << 20;
+
+/// Reads a body as JSON; an empty one is `null`.
+pub(crate) async fn json(body: Body) -> Answer<Value> {
+    let bytes = match Limited::new(body, MAX_JSON).collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            return Err(ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {MAX_JSON} bytes")));
+        }
+        Err(_) => return Err(ApiError::invalid("the body ended early")),
+    };
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))
+}
+
+/// Reads a query string.
+pub(crate) fn query<T>(query: Result<Query<T>, QueryRejection>) -> Answer<T> {
+    query.map(|Query(value)| value).map_err(|error| ApiError::invalid(error.body_text()))
+}

@@ -1,0 +1,46 @@
+//! Every route, on one screen.
+
+mod files;
+mod messages;
+mod sessions;
+mod system;
+
+use std::sync::Arc;
+
+use axum::extract::DefaultBodyLimit;
+use axum::{Router, middleware};
+use cloister_types::ErrorCode;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::error::ApiError;
+use crate::openapi::Head;
+use crate::{Api, auth};
+
+/// The routes and their description, from one table.
+pub(crate) fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Head::openapi())
+        .routes(routes!(system::health))
+        .routes(routes!(system::openapi))
+        .routes(routes!(sessions::create, sessions::list, sessions::delete_matching))
+        .routes(routes!(sessions::get, sessions::delete))
+        .routes(routes!(messages::send))
+        .routes(routes!(messages::events))
+        .routes(routes!(messages::cancel))
+        .routes(routes!(files::list))
+        .routes(routes!(files::get, files::put, files::delete))
+        .split_for_parts()
+}
+
+/// The whole surface, ready to serve.
+pub fn router(api: Arc<Api>) -> Router {
+    let (router, _) = described();
+    router
+        .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
+        .method_not_allowed_fallback(|| async { ApiError::new(ErrorCode::MethodNotAllowed, "this path takes other methods") })
+        // Handlers that read a body bound it themselves.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(api.clone(), auth::require_key))
+        .with_state(api)
+}

@@ -1,0 +1,120 @@
+//! Sessions.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use cloister_types::wire::{CreateSession, Deleted, ErrorBody, SessionRecord};
+use cloister_types::{ErrorCode, SessionId, duration};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::Api;
+use crate::body::{json, query};
+use crate::error::{Answer, ApiError};
+
+/// Reads a session id; what is none names no session.
+pub(super) fn session_id(text: &str) -> Answer<SessionId> {
+    text.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no such session"))
+}
+
+/// Create a session.
+///
+/// Its view of the workspace is built and its sandbox started at once.
+#[utoipa::path(
+    post, path = "/v1/sessions", tag = "sessions",
+    request_body(content = CreateSession, description = "May be empty"),
+    responses(
+        (status = 201, body = SessionRecord),
+        (status = 400, description = "invalid_request", body = ErrorBody),
+        (status = 503, description = "sandbox_unavailable: the machine lacks something; the hint says what to do", body = ErrorBody),
+    )
+)]
+pub(super) async fn create(State(api): State<Arc<Api>>, body: Body) -> Answer<(StatusCode, Json<SessionRecord>)> {
+    let body = match json(body).await? {
+        Value::Null => Value::Object(serde_json::Map::new()),
+        body @ Value::Object(_) => body,
+        _ => return Err(ApiError::invalid("the body must be a JSON object")),
+    };
+    if let Value::Object(access) = &body["file_access"]
+        && !access.contains_key("read")
+        && !access.contains_key("write")
+    {
+        return Err(ApiError::invalid("file_access needs read or write; leave it out for the whole workspace"));
+    }
+    if body["tools"].as_array().is_some_and(|tools| !tools.is_empty()) {
+        return Err(ApiError::invalid("this version has no client-side tools; leave tools out"));
+    }
+    let ask: CreateSession = serde_json::from_value(body).map_err(|error| ApiError::invalid(error.to_string()))?;
+    Ok((StatusCode::CREATED, Json(api.sessions.create(ask).await?)))
+}
+
+/// List all sessions.
+#[utoipa::path(get, path = "/v1/sessions", tag = "sessions", responses((status = 200, body = Vec<SessionRecord>)))]
+pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<Json<Vec<SessionRecord>>> {
+    Ok(Json(api.sessions.list().await?))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Matching {
+    status: Option<String>,
+    older_than: Option<String>,
+}
+
+/// Destroy the sessions that match every given condition.
+#[utoipa::path(
+    delete, path = "/v1/sessions", tag = "sessions",
+    params(
+        ("status" = Option<String>, Query, description = "`idle`: only sessions that are not busy"),
+        ("older_than" = Option<String>, Query, description = "Inactive for at least this long: `2h`, `90s`, `1h30m`"),
+    ),
+    responses((status = 200, body = Deleted), (status = 400, description = "No condition, or a malformed one", body = ErrorBody))
+)]
+pub(super) async fn delete_matching(State(api): State<Arc<Api>>, matching: Result<Query<Matching>, QueryRejection>) -> Answer<Json<Deleted>> {
+    let Matching { status, older_than } = query(matching)?;
+    let idle_only = match status.as_deref() {
+        None => false,
+        Some("idle") => true,
+        Some(_) => return Err(ApiError::invalid("status takes the value idle")),
+    };
+    let older_than = match older_than.as_deref().map(duration::parse) {
+        None => None,
+        Some(Some(age)) => Some(age),
+        Some(None) => return Err(ApiError::invalid("older_than takes a length such as 2h, 90s or 1h30m")),
+    };
+    if !idle_only && older_than.is_none() {
+        return Err(ApiError::invalid("say which sessions: status=idle, older_than=2h, or both"));
+    }
+    Ok(Json(Deleted { deleted: api.sessions.delete_matching(idle_only, older_than).await? }))
+}
+
+/// Read a session.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}", tag = "sessions",
+    params(("id" = String, Path)),
+    responses((status = 200, body = SessionRecord), (status = 404, body = ErrorBody))
+)]
+pub(super) async fn get(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Answer<Json<SessionRecord>> {
+    Ok(Json(api.sessions.get(&session_id(&id)?).await?))
+}
+
+/// Destroy a session. Workspace files and `.memory/` stay.
+#[utoipa::path(
+    delete, path = "/v1/sessions/{id}", tag = "sessions",
+    params(("id" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorBody))
+)]
+pub(super) async fn delete(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Answer<StatusCode> {
+    let id = session_id(&id)?;
+    // Not in this request's own task: a client that hangs up must not leave a
+    // session half deleted.
+    let sessions = api.sessions.clone();
+    match tokio::spawn(async move { sessions.delete(&id).await }).await {
+        Ok(outcome) => outcome?,
+        Err(_) => return Err(ApiError::new(ErrorCode::Internal, "the deletion broke")),
+    }
+    Ok(StatusCode::NO_CONTENT)
+}

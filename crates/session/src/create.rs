@@ -1,0 +1,72 @@
+//! Creating a session.
+
+use std::sync::Arc;
+
+use cloister_store::StoredSession;
+use cloister_types::scope::{FileAccess, Scope};
+use cloister_types::wire::{CreateSession, SessionRecord};
+use cloister_types::{ErrorCode, SessionId};
+
+use crate::live::blocking;
+use crate::registry::{Session, Sessions, random};
+use crate::{SessionError, clock};
+
+/// Bytes of a session's metadata.
+const MAX_METADATA: usize = 64 << 10;
+
+impl Sessions {
+    /// Creates a session: its view is built and its sandbox started, so what
+    /// the machine lacks is said here and not in the middle of a turn.
+    ///
+    /// # Errors
+    /// `invalid_request` for a bad scope, model or ttl; `sandbox_unavailable`
+    /// with the remedy if the kernel refuses.
+    pub async fn create(self: &Arc<Self>, ask: CreateSession) -> Result<SessionRecord, SessionError> {
+        let invalid = |message: String| SessionError::new(ErrorCode::InvalidRequest, message);
+        let file_access = ask.file_access.unwrap_or_else(FileAccess::everything);
+        Scope::parse(&file_access).map_err(|error| invalid(error.to_string()))?;
+        if ask.ttl == Some(0) || ask.ttl.is_some_and(|ttl| i64::try_from(ttl).is_err()) {
+            return Err(invalid("ttl must be a positive number of seconds".into()));
+        }
+        let metadata = ask.metadata.unwrap_or_default();
+        if serde_json::to_vec(&metadata).map_or(usize::MAX, |bytes| bytes.len()) > MAX_METADATA {
+            return Err(invalid(format!("metadata is over {MAX_METADATA} bytes")));
+        }
+        let model = ask.model.unwrap_or_else(|| self.config.default_model.clone());
+        if self.config.model(&model).is_none() {
+            let names: Vec<&str> = self.config.models.iter().map(|model| model.spec.name.as_str()).collect();
+            return Err(SessionError {
+                code: ErrorCode::InvalidRequest,
+                message: format!("no model named {model:?}"),
+                hint: Some(format!("configured models: {}", names.join(", "))),
+            });
+        }
+        let host = self.host.clone();
+        let (context, skipped) = blocking(move || Ok::<_, SessionError>(host.context())).await?;
+        if !skipped.is_empty() {
+            tracing::warn!(?skipped, "context files left out of the prompt");
+        }
+        let now = clock::now();
+        let session = Arc::new(Session::new(StoredSession {
+            id: SessionId::from_random(random()?),
+            created_at: now,
+            last_activity: now,
+            persistent: ask.persistent.unwrap_or(self.config.defaults.persistent),
+            ttl: ask.ttl.or(self.config.defaults.ttl),
+            metadata,
+            file_access,
+            model,
+            context,
+        }));
+        let view = self.view(&session, true).await?;
+        // All places taken by working sessions: this one starts with its first
+        // message, when there may be one.
+        if let Ok(slot) = self.slot().await {
+            let sandbox = self.launch(&session, view, slot).await?;
+            session.inner.lock().await.sandbox = Some(sandbox);
+        }
+        self.store.add_session(session.stored.clone()).await?;
+        self.insert(session.clone());
+        self.record(&session).await
+    }
+}

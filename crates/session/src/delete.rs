@@ -1,0 +1,88 @@
+//! Deleting sessions: one, many, and those whose time is over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloister_types::SessionId;
+
+use crate::live::blocking;
+use crate::registry::{Session, Sessions};
+use crate::state::{Ask, Verdict};
+use crate::{SessionError, clock};
+
+/// How long a cancelled turn may take to end before its session goes anyway.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+impl Sessions {
+    /// Destroys a session: its turn is cancelled and seen to its end, its
+    /// sandbox ends, its private folder goes. Workspace and memory stay.
+    ///
+    /// # Errors
+    /// Not found; also for a second call while the first still works.
+    pub async fn delete(&self, id: &SessionId) -> Result<(), SessionError> {
+        let session = self.find(id)?;
+        let mut inner = session.inner.lock().await;
+        if inner.state.ask(Ask::Destroy) != Verdict::Accepted {
+            return Err(SessionError::no_session());
+        }
+        if let Some(cancel) = &inner.cancel {
+            let _ = cancel.send(true);
+        }
+        drop(inner);
+        self.wait_until_idle(&session).await;
+        if let Some(sandbox) = session.inner.lock().await.sandbox.take() {
+            self.put_to_sleep(&session, sandbox).await;
+        }
+        self.store.delete_session(id, clock::now()).await?;
+        self.remove(id);
+        let (host, private) = (self.host.clone(), id.clone());
+        if let Err(error) = blocking(move || host.remove_private(&private).map_err(|error| {
+            tracing::warn!(%error, "the private folder stays");
+            SessionError::new(cloister_types::ErrorCode::Internal, error.to_string())
+        }))
+        .await
+        {
+            tracing::warn!(session = %id, %error, "a deleted session left files");
+        }
+        Ok(())
+    }
+
+    async fn wait_until_idle(&self, session: &Session) {
+        let Some(turn) = session.inner.lock().await.state.turn().cloned() else { return };
+        let Some(mut head) = self.feeds.subscribe(&turn) else { return };
+        let done = async { while !head.borrow_and_update().done && head.changed().await.is_ok() {} };
+        if tokio::time::timeout(PATIENCE, done).await.is_err() {
+            tracing::error!(session = %session.stored.id, %turn, "the turn does not end");
+        }
+    }
+
+    /// Destroys the sessions that match every given condition.
+    ///
+    /// # Errors
+    /// The first failure; sessions before it are gone.
+    pub async fn delete_matching(&self, idle_only: bool, older_than: Option<Duration>) -> Result<u64, SessionError> {
+        let now = clock::now();
+        let mut deleted = 0;
+        for session in self.all() {
+            let busy = session.inner.lock().await.state.turn().is_some();
+            let old = older_than.is_none_or(|age| now - session.last_activity() >= age.as_secs_f64());
+            if (idle_only && busy) || !old {
+                continue;
+            }
+            match self.delete(&session.stored.id).await {
+                Ok(()) => deleted += 1,
+                // Somebody else was faster.
+                Err(error) if error.code == cloister_types::ErrorCode::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(deleted)
+    }
+
+    pub(crate) async fn delete_quietly(self: Arc<Self>, id: SessionId, why: &'static str) {
+        match self.delete(&id).await {
+            Ok(()) => tracing::info!(session = %id, why, "session ended"),
+            Err(error) => tracing::warn!(session = %id, why, %error, "session not ended"),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What callers of this crate are told.
+
+use cloister_sandbox::files::FileError;
+use cloister_sandbox::host::HostError;
+use cloister_store::StoreError;
+use cloister_types::ErrorCode;
+
+/// A public error: code, what happened, what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SessionError {
+    /// The stable code.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl SessionError {
+    /// An error without a hint.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None }
+    }
+
+    pub(crate) fn no_session() -> Self {
+        Self::new(ErrorCode::NotFound, "no such session")
+    }
+
+    pub(crate) fn no_turn() -> Self {
+        Self::new(ErrorCode::NotFound, "no such response in this session")
+    }
+}
+
+impl From<StoreError> for SessionError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full => Self::new(ErrorCode::StorageFull, "the server's disk is full"),
+            error => {
+                tracing::error!(%error, "store");
+                Self::new(ErrorCode::Internal, "the store failed")
+            }
+        }
+    }
+}
+
+impl From<HostError> for SessionError {
+    fn from(error: HostError) -> Self {
+        match error {
+            HostError::Scope(message) => Self::new(ErrorCode::InvalidRequest, message),
+            HostError::Refused { message, fix } => {
+                tracing::error!(%message, "sandbox refused");
+                Self { code: ErrorCode::SandboxUnavailable, message: format!("the sandbox could not be made: {message}"), hint: Some(fix) }
+            }
+            HostError::Gone(error) => {
+                tracing::error!(%error, "spawner");
+                Self::new(ErrorCode::Unavailable, "the sandbox spawner does not answer; try again")
+            }
+        }
+    }
+}
+
+/// One table for every file operation. The text of a missing file is the same
+/// whether it lies outside the scope or nowhere.
+impl From<FileError> for SessionError {
+    fn from(error: FileError) -> Self {
+        let (code, message) = match error {
+            FileError::NotFound => (ErrorCode::NotFound, "no such file"),
+            FileError::ReadOnly => (ErrorCode::ReadOnlyPath, "the path is read-only in this session"),
+            FileError::Denied => (ErrorCode::Forbidden, "the file's mode denies this"),
+            FileError::NotEmpty => (ErrorCode::IsDirectory, "the directory is not empty"),
+            FileError::WrongKind => (ErrorCode::Conflict, "the path exists and is of another kind"),
+            FileError::Pinned => (ErrorCode::Conflict, "the path is part of the session's scope and stays"),
+            FileError::Precondition => (ErrorCode::PreconditionFailed, "the file is not in the state that the request demands"),
+            FileError::NoSpace => (ErrorCode::StorageFull, "no space is left for this file"),
+            FileError::BadName => (ErrorCode::InvalidPath, "the file system cannot hold this name"),
+            FileError::Busy => (ErrorCode::Unavailable, "the path is being moved around; try again"),
+            FileError::Io(error) => {
+                tracing::error!(%error, "file operation");
+                (ErrorCode::Internal, "the file operation failed")
+            }
+        };
+        Self::new(code, message)
+    }
+}

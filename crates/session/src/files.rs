@@ -1,0 +1,127 @@
+//! The file API of a session, off the async threads.
+
+use std::sync::Arc;
+
+use cloister_sandbox::files::{self, Condition, Found, View, Written};
+use cloister_types::scope::CONTEXT;
+use cloister_types::wire::FileType;
+use cloister_types::{ErrorCode, SessionId, WorkspacePath};
+
+use crate::SessionError;
+use crate::live::blocking;
+use crate::registry::Sessions;
+
+/// A session's files, as its agent sees them.
+pub struct Files {
+    view: Arc<View>,
+}
+
+/// An upload under way.
+pub struct Upload {
+    view: Arc<View>,
+    inner: files::Upload,
+    /// Bytes that `.pokee` may still take, if that is where this goes.
+    pub room: Option<u64>,
+}
+
+impl Sessions {
+    /// The files of a session. The session must exist before any path is
+    /// looked at.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn files(&self, id: &SessionId) -> Result<Files, SessionError> {
+        let session = self.find(id)?;
+        let idle = match session.inner.try_lock() {
+            Ok(inner) => inner.state.turn().is_none(),
+            Err(_) => false,
+        };
+        let view = self.view(&session, idle).await?;
+        self.touch(&session).await;
+        Ok(Files { view })
+    }
+}
+
+impl Files {
+    /// Opens a file or lists a folder.
+    ///
+    /// # Errors
+    /// `not_found`, `conflict` for what is neither.
+    pub async fn read(&self, path: WorkspacePath) -> Result<Found, SessionError> {
+        let view = self.view.clone();
+        blocking(move || view.read(&path)).await
+    }
+
+    /// Deletes a file or an empty folder.
+    ///
+    /// # Errors
+    /// By the access matrix.
+    pub async fn remove(&self, path: WorkspacePath, condition: Condition) -> Result<(), SessionError> {
+        let view = self.view.clone();
+        blocking(move || view.remove(&path, &condition)).await
+    }
+
+    /// Begins an upload.
+    ///
+    /// # Errors
+    /// By the access matrix.
+    pub async fn upload(&self, path: WorkspacePath, condition: Condition) -> Result<Upload, SessionError> {
+        let view = self.view.clone();
+        blocking(move || {
+            let inner = view.upload(&path, condition)?;
+            let room = context_room(&view, &path);
+            Ok::<_, SessionError>(Upload { view, inner, room })
+        })
+        .await
+    }
+}
+
+/// What `.pokee` may still hold, not counting the file that is replaced.
+fn context_room(view: &View, path: &WorkspacePath) -> Option<u64> {
+    let context = WorkspacePath::ROOT.join(CONTEXT.as_bytes()).ok()?;
+    if !path.is_within(&context) {
+        return None;
+    }
+    let mut used = 0;
+    let mut folders = vec![context];
+    while let Some(folder) = folders.pop() {
+        for entry in view.list(&folder).unwrap_or_default() {
+            let Ok(child) = folder.join(&entry.name) else { continue };
+            match entry.kind {
+                FileType::Directory if folders.len() < 1000 => folders.push(child),
+                FileType::File if child != *path => used += entry.size,
+                _ => {}
+            }
+        }
+    }
+    Some(files::MAX_CONTEXT.saturating_sub(used))
+}
+
+impl Upload {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// The disk is full, or broken.
+    pub async fn write(mut self, bytes: impl AsRef<[u8]> + Send + 'static) -> Result<Self, SessionError> {
+        blocking(move || {
+            std::io::Write::write_all(&mut self.inner.file, bytes.as_ref()).map_err(|error| SessionError::from(files::FileError::from(error)))?;
+            Ok::<_, SessionError>(self)
+        })
+        .await
+    }
+
+    /// Puts the file in place.
+    ///
+    /// # Errors
+    /// `precondition_failed`, or by the access matrix.
+    pub async fn commit(self) -> Result<Written, SessionError> {
+        let Self { view, inner, .. } = self;
+        blocking(move || view.commit(inner)).await
+    }
+
+    /// The error for more bytes than may come.
+    #[must_use]
+    pub fn too_large(limit: u64) -> SessionError {
+        SessionError::new(ErrorCode::PayloadTooLarge, format!("the upload is over {limit} bytes"))
+    }
+}

@@ -1,0 +1,38 @@
+//! Sessions: who may start what, the life of sandboxes, and the way that
+//! events take from a supervisor into the log.
+//!
+//! ```text
+//! request --> registry --> state (pure) --> store (durable) --> answer
+//!                               \--> turn (driver) --> supervisor
+//!            readers <-- feed <-- store <-- facts <------/
+//! ```
+//!
+//! Whoever serves a client reads the log from a cursor; nothing of it holds a
+//! channel to an agent.
+
+mod clock;
+mod config;
+mod create;
+mod delete;
+mod error;
+mod expire;
+mod feed;
+mod files;
+mod live;
+mod message;
+mod recover;
+mod registry;
+mod state;
+mod turn;
+
+pub use config::{Config, Defaults, Model};
+pub use cloister_sandbox::confine::Limits as SandboxLimits;
+pub use cloister_sandbox::doctor;
+pub use cloister_sandbox::files::{Condition, Entry as FolderEntry, Found, Opened, Written};
+pub use cloister_sandbox::host::Host;
+pub use error::SessionError;
+pub use feed::Subscription;
+pub use files::{Files, Upload};
+pub use live::Gateway;
+pub use message::{Message, Sent};
+pub use registry::Sessions;

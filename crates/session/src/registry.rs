@@ -1,0 +1,242 @@
+//! All sessions of the tenant.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use cloister_sandbox::files::View;
+use cloister_sandbox::host::Host;
+use cloister_store::{Store, StoredSession};
+use cloister_types::link::Enforced;
+use cloister_types::wire::{SessionRecord, SessionStatus};
+use cloister_types::{ErrorCode, ResponseId, SessionId};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+
+use crate::feed::{Feeds, Subscription};
+use crate::live::{Gateway, Sandbox, blocking};
+use crate::state::State;
+use crate::{Config, SessionError, clock};
+
+/// One session.
+pub(crate) struct Session {
+    /// What was fixed at creation.
+    pub(crate) stored: StoredSession,
+    /// Everything that changes is changed under this lock.
+    pub(crate) inner: AsyncMutex<Inner>,
+    activity: Mutex<f64>,
+    enforced: Mutex<Option<Enforced>>,
+    view: AsyncMutex<Option<Arc<View>>>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) state: State,
+    /// Alive and idle; a running turn has taken it.
+    pub(crate) sandbox: Option<Sandbox>,
+    /// Cancels the running turn.
+    pub(crate) cancel: Option<watch::Sender<bool>>,
+    /// When the last turn ended, or the session began: Unix seconds.
+    pub(crate) idle_since: f64,
+}
+
+impl Session {
+    pub(crate) fn new(stored: StoredSession) -> Self {
+        let since = stored.last_activity;
+        let inner = Inner { state: State::Idle, sandbox: None, cancel: None, idle_since: since };
+        Self {
+            stored,
+            inner: AsyncMutex::new(inner),
+            activity: Mutex::new(since),
+            enforced: Mutex::new(None),
+            view: AsyncMutex::new(None),
+        }
+    }
+
+    pub(crate) fn set_enforced(&self, enforced: Option<Enforced>) {
+        *self.enforced.lock().unwrap_or_else(PoisonError::into_inner) = enforced;
+    }
+
+    pub(crate) fn last_activity(&self) -> f64 {
+        *self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes activity. Clock jumps backwards do not move it back.
+    pub(crate) fn touch(&self, now: f64) {
+        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        *activity = activity.max(now);
+    }
+}
+
+/// The tenant's sessions, behind everything that serves them.
+pub struct Sessions {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) host: Arc<Host>,
+    pub(crate) gateway: Arc<dyn Gateway>,
+    pub(crate) feeds: Feeds,
+    pub(crate) slots: Arc<Semaphore>,
+    map: RwLock<HashMap<SessionId, Arc<Session>>>,
+}
+
+impl Sessions {
+    /// Loads the sessions and ends the turns that the last server left open.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn open(config: Config, store: Store, host: Host, gateway: Arc<dyn Gateway>) -> Result<Arc<Self>, SessionError> {
+        let slots = Arc::new(Semaphore::new(config.live_sessions));
+        let stored = store.sessions().await?;
+        let map = stored.into_iter().map(|stored| (stored.id.clone(), Arc::new(Session::new(stored)))).collect();
+        let sessions = Arc::new(Self { config, store, host: Arc::new(host), gateway, feeds: Feeds::default(), slots, map: RwLock::new(map) });
+        sessions.recover().await?;
+        Ok(sessions)
+    }
+
+    /// Who an API key belongs to.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn caller_of(&self, key_hash: [u8; 32]) -> Result<Option<String>, SessionError> {
+        Ok(self.store.caller_of(key_hash).await?)
+    }
+
+    pub(crate) fn insert(&self, session: Arc<Session>) {
+        self.map.write().unwrap_or_else(PoisonError::into_inner).insert(session.stored.id.clone(), session);
+    }
+
+    pub(crate) fn remove(&self, id: &SessionId) -> bool {
+        self.map.write().unwrap_or_else(PoisonError::into_inner).remove(id).is_some()
+    }
+
+    pub(crate) fn find(&self, id: &SessionId) -> Result<Arc<Session>, SessionError> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned().ok_or_else(SessionError::no_session)
+    }
+
+    /// Every session, oldest first.
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        let mut all: Vec<_> = self.map.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.sort_by(|a, b| a.stored.created_at.total_cmp(&b.stored.created_at));
+        all
+    }
+
+    /// A session's record.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn get(&self, id: &SessionId) -> Result<SessionRecord, SessionError> {
+        let session = self.find(id)?;
+        self.record(&session).await
+    }
+
+    /// All records.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list(&self) -> Result<Vec<SessionRecord>, SessionError> {
+        let mut records = Vec::new();
+        for session in self.all() {
+            records.push(self.record(&session).await?);
+        }
+        Ok(records)
+    }
+
+    pub(crate) async fn record(&self, session: &Session) -> Result<SessionRecord, SessionError> {
+        let state = session.inner.lock().await.state.clone();
+        let last = self.store.last_ended(&session.stored.id).await?;
+        let stored = session.stored.clone();
+        Ok(SessionRecord {
+            session_id: stored.id.clone(),
+            id: stored.id,
+            created_at: stored.created_at,
+            last_activity: session.last_activity(),
+            busy: state.turn().is_some(),
+            persistent: stored.persistent,
+            ttl: stored.ttl,
+            status: if matches!(state, State::Destroying { .. }) { SessionStatus::Destroying } else { SessionStatus::Ready },
+            metadata: stored.metadata,
+            file_access: stored.file_access,
+            model: stored.model,
+            current_response_id: state.turn().cloned(),
+            last_response: last.and_then(|turn| turn.as_last_response()),
+            sandbox: session.enforced.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        })
+    }
+
+    /// Follows a turn of a session: events after `after`, then live.
+    ///
+    /// # Errors
+    /// Not found, for a turn of another session too.
+    pub async fn subscribe(&self, id: &SessionId, turn: &ResponseId, after: Option<u64>) -> Result<Subscription, SessionError> {
+        self.find(id)?;
+        let next = after.map_or(0, |seq| seq.saturating_add(1));
+        // Before the look at the store: a turn that ends in between is then
+        // still seen to its end through the receiver.
+        let head = self.feeds.subscribe(turn);
+        let stored = self.store.turn(turn).await?.filter(|turn| turn.session == *id).ok_or_else(SessionError::no_turn)?;
+        match head {
+            Some(head) => Ok(Subscription::live(self.store.clone(), stored.id, next, head)),
+            None => {
+                let end = self.store.last_seq(turn).await?.map_or(0, |last| last + 1);
+                Ok(Subscription::ended(self.store.clone(), stored.id, next, end))
+            }
+        }
+    }
+
+    /// The session's present view of the workspace. While it is idle, a view
+    /// that no longer shows what is there is built anew, and the sandbox that
+    /// was made on the old one ends; while it works, the view stays.
+    pub(crate) async fn view(&self, session: &Session, idle: bool) -> Result<Arc<View>, SessionError> {
+        let mut slot = session.view.lock().await;
+        if let Some(view) = &*slot {
+            let (host, view_now) = (self.host.clone(), view.clone());
+            let stale = idle && blocking(move || Ok::<_, SessionError>(host.is_stale(&view_now))).await?;
+            if !stale {
+                return Ok(view.clone());
+            }
+        }
+        let (host, id, access) = (self.host.clone(), session.stored.id.clone(), session.stored.file_access.clone());
+        let view = Arc::new(blocking(move || host.view(&id, &access)).await?);
+        *slot = Some(view.clone());
+        Ok(view)
+    }
+
+    /// Notes activity, in memory at once and in the store in its own time.
+    pub(crate) async fn touch(&self, session: &Session) {
+        let now = clock::now();
+        session.touch(now);
+        if let Err(error) = self.store.touch_session(&session.stored.id, now).await {
+            tracing::warn!(%error, "activity not recorded");
+        }
+    }
+
+    /// Ends every sandbox and marks the running turns as interrupted: the
+    /// orderly end of a server that takes its sessions' work along.
+    pub async fn shut_down(self: &Arc<Self>) {
+        for session in self.all() {
+            let mut inner = session.inner.lock().await;
+            if let Some(cancel) = &inner.cancel {
+                let _ = cancel.send(true);
+            }
+            if let Some(sandbox) = inner.sandbox.take() {
+                drop(inner);
+                self.put_to_sleep(&session, sandbox).await;
+            }
+        }
+        let end = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
+        while tokio::time::Instant::now() < end {
+            let mut working = false;
+            for session in self.all() {
+                working |= session.inner.lock().await.state.turn().is_some();
+            }
+            if !working {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Fresh random bytes for an id.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], SessionError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| SessionError::new(ErrorCode::Internal, format!("no randomness: {error}")))?;
+    Ok(bytes)
+}
