@@ -1,7 +1,7 @@
 //! The agent: what runs inside a sandbox and works on a message.
 //!
 //! ```text
-//! link --> turn (driver) --> step (pure) --> call the model --> model, wire, sse, http
+//! link --> turn (driver) --> step (pure) --> call the model --> model, wire, http
 //!                                       \--> run tools -------> tools
 //! ```
 //!
@@ -9,7 +9,6 @@
 //! Whatever it wants to be remembered it sends over the link; it keeps nothing.
 
 pub mod history;
-pub mod sse;
 pub mod step;
 pub mod wire;
 

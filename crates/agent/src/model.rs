@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::http::{self, HttpError};
 use crate::link::Facts;
-use crate::sse;
+use cloister_types::sse;
 use crate::wire::{Answer, Block, Decoder, Piece, WireError};
 
 /// Attempts for one call, and the time in which they may be begun.

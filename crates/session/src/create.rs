@@ -22,6 +22,7 @@ impl Sessions {
     /// `invalid_request` for a bad scope, model or ttl; `sandbox_unavailable`
     /// with the remedy if the kernel refuses.
     pub async fn create(self: &Arc<Self>, ask: CreateSession) -> Result<SessionRecord, SessionError> {
+        self.check_open()?;
         let invalid = |message: String| SessionError::new(ErrorCode::InvalidRequest, message);
         let file_access = ask.file_access.unwrap_or_else(FileAccess::everything);
         Scope::parse(&file_access).map_err(|error| invalid(error.to_string()))?;

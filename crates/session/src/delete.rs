@@ -6,7 +6,7 @@ use std::time::Duration;
 use cloister_types::SessionId;
 
 use crate::live::blocking;
-use crate::registry::{Session, Sessions};
+use crate::registry::{Session, Sessions, Stop};
 use crate::state::{Ask, Verdict};
 use crate::{SessionError, clock};
 
@@ -25,8 +25,8 @@ impl Sessions {
         if inner.state.ask(Ask::Destroy) != Verdict::Accepted {
             return Err(SessionError::no_session());
         }
-        if let Some(cancel) = &inner.cancel {
-            let _ = cancel.send(true);
+        if let Some(stop) = &inner.stop {
+            let _ = stop.send(Stop::Cancel);
         }
         drop(inner);
         self.wait_until_idle(&session).await;
@@ -47,7 +47,7 @@ impl Sessions {
         Ok(())
     }
 
-    async fn wait_until_idle(&self, session: &Session) {
+    pub(crate) async fn wait_until_idle(&self, session: &Session) {
         let Some(turn) = session.inner.lock().await.state.turn().cloned() else { return };
         let Some(mut head) = self.feeds.subscribe(&turn) else { return };
         let done = async { while !head.borrow_and_update().done && head.changed().await.is_ok() {} };

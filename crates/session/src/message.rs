@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::registry::{Sessions, random};
+use crate::registry::{Sessions, Stop, random};
 use crate::state::{Ask, Verdict};
 use crate::{SessionError, clock};
 
@@ -63,6 +63,7 @@ impl Sessions {
         {
             return self.replay(id, known);
         }
+        self.check_open()?;
         let session = self.find(id)?;
         Self::is_over_age(&session)?;
         let mut inner = session.inner.lock().await;
@@ -112,13 +113,13 @@ impl Sessions {
             known => return self.replay(id, known),
         }
         session.touch(now);
-        let (cancel, cancelled) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Stop::No);
         inner.state = next;
-        inner.cancel = Some(cancel);
+        inner.stop = Some(stop);
         let sandbox = inner.sandbox.take();
         drop(inner);
         self.feeds.open(&turn, 1);
-        tokio::spawn(self.clone().run_turn(session, turn.clone(), model, sandbox, slot, view, cancelled));
+        tokio::spawn(self.clone().run_turn(session, turn.clone(), model, sandbox, slot, view, stopped));
         Ok(Sent::Turn(turn))
     }
 
@@ -144,8 +145,8 @@ impl Sessions {
         let mut inner = session.inner.lock().await;
         let status = match inner.state.ask(Ask::Cancel(turn.clone())) {
             Verdict::Accepted => {
-                if let Some(cancel) = &inner.cancel {
-                    let _ = cancel.send(true);
+                if let Some(stop) = &inner.stop {
+                    let _ = stop.send(Stop::Cancel);
                 }
                 "cancelling"
             }

@@ -1,6 +1,7 @@
 //! All sessions of the tenant.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cloister_sandbox::files::View;
@@ -15,6 +16,9 @@ use crate::feed::{Feeds, Subscription};
 use crate::live::{Gateway, Sandbox, blocking};
 use crate::state::State;
 use crate::{Config, SessionError, clock};
+
+/// How long running turns may take to end with the server.
+const SHUT_DOWN: std::time::Duration = std::time::Duration::from_secs(8);
 
 /// One session.
 pub(crate) struct Session {
@@ -31,16 +35,27 @@ pub(crate) struct Inner {
     pub(crate) state: State,
     /// Alive and idle; a running turn has taken it.
     pub(crate) sandbox: Option<Sandbox>,
-    /// Cancels the running turn.
-    pub(crate) cancel: Option<watch::Sender<bool>>,
+    /// Stops the running turn.
+    pub(crate) stop: Option<watch::Sender<Stop>>,
     /// When the last turn ended, or the session began: Unix seconds.
     pub(crate) idle_since: f64,
+}
+
+/// How a running turn is asked to end early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Not at all.
+    No,
+    /// A client cancelled it.
+    Cancel,
+    /// The server ends and takes its sandboxes along.
+    Interrupt,
 }
 
 impl Session {
     pub(crate) fn new(stored: StoredSession) -> Self {
         let since = stored.last_activity;
-        let inner = Inner { state: State::Idle, sandbox: None, cancel: None, idle_since: since };
+        let inner = Inner { state: State::Idle, sandbox: None, stop: None, idle_since: since };
         Self {
             stored,
             inner: AsyncMutex::new(inner),
@@ -73,6 +88,7 @@ pub struct Sessions {
     pub(crate) gateway: Arc<dyn Gateway>,
     pub(crate) feeds: Feeds,
     pub(crate) slots: Arc<Semaphore>,
+    closing: AtomicBool,
     map: RwLock<HashMap<SessionId, Arc<Session>>>,
 }
 
@@ -85,7 +101,7 @@ impl Sessions {
         let slots = Arc::new(Semaphore::new(config.live_sessions));
         let stored = store.sessions().await?;
         let map = stored.into_iter().map(|stored| (stored.id.clone(), Arc::new(Session::new(stored)))).collect();
-        let sessions = Arc::new(Self { config, store, host: Arc::new(host), gateway, feeds: Feeds::default(), slots, map: RwLock::new(map) });
+        let sessions = Arc::new(Self { config, store, host: Arc::new(host), gateway, feeds: Feeds::default(), slots, closing: AtomicBool::new(false), map: RwLock::new(map) });
         sessions.recover().await?;
         Ok(sessions)
     }
@@ -207,29 +223,37 @@ impl Sessions {
         }
     }
 
-    /// Ends every sandbox and marks the running turns as interrupted: the
-    /// orderly end of a server that takes its sessions' work along.
-    pub async fn shut_down(self: &Arc<Self>) {
+    /// Nothing new may begin once the server is ending.
+    pub(crate) fn check_open(&self) -> Result<(), SessionError> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(SessionError::new(ErrorCode::Unavailable, "the server is stopping"));
+        }
+        Ok(())
+    }
+
+    /// Ends every sandbox, and every running turn as interrupted: the orderly
+    /// end of a server that takes its sessions' work along.
+    pub async fn shut_down(&self) {
+        self.closing.store(true, Ordering::Release);
+        let mut ending = Vec::new();
         for session in self.all() {
+            ending.push(session.clone());
             let mut inner = session.inner.lock().await;
-            if let Some(cancel) = &inner.cancel {
-                let _ = cancel.send(true);
+            if let Some(stop) = &inner.stop {
+                let _ = stop.send(Stop::Interrupt);
             }
             if let Some(sandbox) = inner.sandbox.take() {
                 drop(inner);
                 self.put_to_sleep(&session, sandbox).await;
             }
         }
-        let end = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
-        while tokio::time::Instant::now() < end {
-            let mut working = false;
-            for session in self.all() {
-                working |= session.inner.lock().await.state.turn().is_some();
+        let all_idle = async {
+            for session in ending {
+                self.wait_until_idle(&session).await;
             }
-            if !working {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        };
+        if tokio::time::timeout(SHUT_DOWN, all_idle).await.is_err() {
+            tracing::error!("some turns did not end");
         }
     }
 }

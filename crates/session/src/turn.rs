@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::feed::Head;
 use crate::live::{Sandbox, model_url};
-use crate::registry::{Session, Sessions};
+use crate::registry::{Session, Sessions, Stop};
 use crate::state::Ask;
 use crate::{Model, SessionError, clock};
 
@@ -37,10 +37,10 @@ impl Sessions {
         sandbox: Option<Sandbox>,
         slot: Option<OwnedSemaphorePermit>,
         view: Arc<View>,
-        cancelled: watch::Receiver<bool>,
+        stopped: watch::Receiver<Stop>,
     ) {
         let ended = match self.start(&session, &turn, &model, sandbox, slot, view).await {
-            Ok(sandbox) => self.follow(&session, &turn, &model, sandbox, cancelled).await,
+            Ok(sandbox) => self.follow(&session, &turn, &model, sandbox, stopped).await,
             Err(error) => {
                 let next = self.fail(&turn, error.code, &error.message, model.scripted).await;
                 Ended { sandbox: None, next }
@@ -48,7 +48,7 @@ impl Sessions {
         };
         let mut inner = session.inner.lock().await;
         inner.state.ask(Ask::Finish(turn.clone()));
-        inner.cancel = None;
+        inner.stop = None;
         inner.idle_since = clock::now();
         session.touch(inner.idle_since);
         match ended.sandbox {
@@ -115,14 +115,21 @@ impl Sessions {
         turn: &ResponseId,
         model: &Model,
         mut sandbox: Sandbox,
-        mut cancelled: watch::Receiver<bool>,
+        mut stopped: watch::Receiver<Stop>,
     ) -> Ended {
         let mut next = 1;
         let mut told = false;
         loop {
             let facts = tokio::select! {
                 facts = sandbox.facts() => facts,
-                () = asked_to_stop(&mut cancelled), if !told => {
+                stop = asked_to_stop(&mut stopped, told) => {
+                    if stop == Stop::Interrupt {
+                        // Letting go of the link ends the sandbox.
+                        drop(sandbox);
+                        let message = "the server was stopped in the middle of the turn";
+                        next = self.fail(turn, ErrorCode::Interrupted, message, model.scripted).await;
+                        return Ended { sandbox: None, next };
+                    }
                     told = true;
                     let command = Command::Cancel { response_id: turn.clone(), deleted: false };
                     // If the supervisor is gone, the next read says so.
@@ -185,10 +192,13 @@ impl Sessions {
     }
 }
 
-/// Waits for a cancel; for ever if none can come any more.
-async fn asked_to_stop(cancelled: &mut watch::Receiver<bool>) {
-    if cancelled.wait_for(|cancelled| *cancelled).await.map(drop).is_err() {
-        std::future::pending().await
+/// Waits until the turn is asked to end early; for ever if nobody can ask any
+/// more. A cancel that was passed on already does not count again.
+async fn asked_to_stop(stopped: &mut watch::Receiver<Stop>, told: bool) -> Stop {
+    let wanted = |stop: &Stop| *stop == Stop::Interrupt || (*stop == Stop::Cancel && !told);
+    match stopped.wait_for(wanted).await.map(|stop| *stop) {
+        Ok(stop) => stop,
+        Err(_) => std::future::pending().await,
     }
 }
 

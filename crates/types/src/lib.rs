@@ -13,6 +13,7 @@ pub mod link;
 pub mod model;
 pub mod path;
 pub mod scope;
+pub mod sse;
 pub mod transcript;
 pub mod wire;
 

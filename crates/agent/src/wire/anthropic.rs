@@ -7,7 +7,7 @@ use cloister_types::transcript::{Entry, Usage};
 use serde_json::{Map, Value, json};
 
 use super::{Answer, Block, Piece, Stop, WireError, parse_input};
-use crate::sse;
+use cloister_types::sse;
 use crate::tools::Schema;
 
 /// Reads a stream. Blocks are found by the provider's index; one that comes

@@ -7,7 +7,7 @@ use cloister_types::transcript::{Entry, Usage};
 use serde_json::{Value, json};
 
 use super::{Answer, Block, Piece, Stop, WireError, parse_input};
-use crate::sse;
+use cloister_types::sse;
 use crate::tools::Schema;
 
 /// Reads a stream. The protocol has no block borders: a block closes when
@@ -279,7 +279,7 @@ mod tests {
         let mut decoder = Decoder::default();
         let mut pieces = Vec::new();
         for chunk in chunks {
-            pieces.extend(decoder.event(&sse::Event { name: String::new(), data: chunk.to_string() }).unwrap());
+            pieces.extend(decoder.event(&sse::Event { data: chunk.to_string(), ..sse::Event::default() }).unwrap());
         }
         match decoder.finish() {
             Ok((rest, answer)) => {
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn an_error_object_and_a_missing_end_are_no_answers() {
         let mut decoder = Decoder::default();
-        let error = sse::Event { name: String::new(), data: json!({"error": {"message": "slow down", "code": 429}}).to_string() };
+        let error = sse::Event { data: json!({"error": {"message": "slow down", "code": 429}}).to_string(), ..sse::Event::default() };
         assert_eq!(decoder.event(&error), Err(WireError::Reported { kind: "429".into(), message: "slow down".into() }));
         assert_eq!(run(&[json!({"choices": [{"delta": {"content": "half"}}]})]).1, Err(WireError::Incomplete));
     }

@@ -10,7 +10,7 @@ use cloister_types::model::{ModelSpec, Wire};
 use cloister_types::transcript::{Entry, Usage};
 use serde_json::Value;
 
-use crate::sse;
+use cloister_types::sse;
 use crate::tools::Schema;
 
 /// What kind of block opened.

@@ -4,7 +4,7 @@
 mod cases;
 mod recorded;
 
-use cloister_agent::sse::Parser;
+use cloister_types::sse::Parser;
 use cloister_agent::wire::{Answer, Block, Decoder, Piece, WireError};
 use cloister_types::model::Wire;
 

@@ -1,4 +1,4 @@
-//! Server-sent events, as providers really send them: LF, CRLF or CR, a byte
+//! Server-sent events as they are really sent, by providers and by us: LF, CRLF or CR, a byte
 //! order mark, comments, several data lines, cuts anywhere.
 
 /// Largest event in bytes.
@@ -9,6 +9,8 @@ const MAX_EVENT: usize = 10 << 20;
 pub struct Event {
     /// The `event:` field; empty if it had none.
     pub name: String,
+    /// The `id:` field of this event; empty if it had none.
+    pub id: String,
     /// The `data:` lines, joined by newlines.
     pub data: String,
 }
@@ -26,6 +28,7 @@ pub struct Parser {
     after_cr: bool,
     started: bool,
     name: String,
+    id: String,
     data: Vec<u8>,
     has_data: bool,
 }
@@ -59,8 +62,9 @@ impl Parser {
         }
         if line.is_empty() {
             let name = std::mem::take(&mut self.name);
+            let id = std::mem::take(&mut self.id);
             let data = std::mem::take(&mut self.data);
-            return std::mem::take(&mut self.has_data).then(|| Event { name, data: String::from_utf8_lossy(&data).into_owned() });
+            return std::mem::take(&mut self.has_data).then(|| Event { name, id, data: String::from_utf8_lossy(&data).into_owned() });
         }
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
         let (field, value) = line.split_at(colon);
@@ -68,6 +72,7 @@ impl Parser {
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match field {
             b"event" => self.name = String::from_utf8_lossy(value).into_owned(),
+            b"id" => self.id = String::from_utf8_lossy(value).into_owned(),
             b"data" => {
                 if std::mem::replace(&mut self.has_data, true) {
                     self.data.push(b'\n');

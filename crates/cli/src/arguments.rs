@@ -1,0 +1,233 @@
+//! The words of the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use cloister_types::{ResponseId, SessionId};
+
+/// Sessions of long-running agents in kernel-enforced workspaces.
+#[derive(Debug, Parser)]
+#[command(name = "cloister", version, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    /// Print JSON on standard output instead of text.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which server; by default the one that `cloister dev` started here.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServerArguments {
+    /// Base URL of the server.
+    #[arg(long, global = true, env = "CLOISTER_URL")]
+    pub(crate) url: Option<String>,
+    /// API key.
+    #[arg(long, global = true, env = "CLOISTER_KEY", hide_env_values = true)]
+    pub(crate) key: Option<String>,
+    /// PEM file of an authority to trust besides the system's.
+    #[arg(long, global = true, env = "CLOISTER_CA")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Data directory of the development server.
+    #[arg(long, global = true, env = "CLOISTER_DATA")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start everything on loopback, with the scripted model.
+    Dev(DevArguments),
+    /// Start a tenant's server.
+    Serve(ServeArguments),
+    /// Check what this machine offers, and how to get what is missing.
+    Doctor,
+    /// Create a session, send a message, show the work.
+    Run(RunArguments),
+    /// Work with sessions.
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Work with files, as a session sees them.
+    #[command(subcommand)]
+    Files(FilesCommand),
+    /// Work with API keys.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Explain an error code.
+    Explain {
+        /// The code, such as session_busy; all of them if left out.
+        code: Option<String>,
+    },
+    /// Work with the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// The egress process; started by the server.
+    #[command(hide = true)]
+    Egress,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevArguments {
+    /// Address to listen on; port 0 picks a free one.
+    #[arg(long)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Configuration file; its models are added to the scripted one.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// File to write, once the API answers, with {"url","key"}.
+    #[arg(long)]
+    pub(crate) ready_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// Configuration file.
+    #[arg(long)]
+    pub(crate) config: PathBuf,
+    /// Address to listen on.
+    #[arg(long)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Accept models that are no language models.
+    #[arg(long)]
+    pub(crate) allow_scripted: bool,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct NewArguments {
+    /// Path that the session may read; repeat for more. Neither this nor
+    /// --write: the whole workspace.
+    #[arg(long)]
+    pub(crate) read: Vec<String>,
+    /// Path that the session may read and write; repeat for more.
+    #[arg(long)]
+    pub(crate) write: Vec<String>,
+    /// Model of the catalogue.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Longest life in seconds.
+    #[arg(long)]
+    pub(crate) ttl: Option<u64>,
+    /// Destroy the session five minutes after its last answer.
+    #[arg(long)]
+    pub(crate) transient: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// The message; `tour` is shown by the scripted model.
+    pub(crate) message: String,
+    #[command(flatten)]
+    pub(crate) new: NewArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionCommand {
+    /// Create a session and print its id.
+    New(NewArguments),
+    /// List sessions.
+    Ls,
+    /// Show a session.
+    Show {
+        /// The session.
+        id: SessionId,
+    },
+    /// Destroy a session; workspace and memory stay.
+    Rm {
+        /// The session.
+        #[arg(required_unless_present = "idle")]
+        id: Option<SessionId>,
+        /// All that are not working.
+        #[arg(long, conflicts_with = "id")]
+        idle: bool,
+    },
+    /// Show a turn from its beginning, then follow it.
+    Attach {
+        /// The session.
+        id: SessionId,
+        /// The turn; the running or the last one if left out.
+        turn: Option<ResponseId>,
+    },
+    /// Send a message to a session and follow the turn.
+    Send {
+        /// The session.
+        id: SessionId,
+        /// The message.
+        message: String,
+        /// Sent twice with the same key, a message is one turn.
+        #[arg(long)]
+        idempotency_key: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FilesCommand {
+    /// List a folder.
+    Ls {
+        /// The session.
+        id: SessionId,
+        /// The folder, relative to the workspace.
+        #[arg(default_value = "")]
+        path: String,
+    },
+    /// Download a file.
+    Get {
+        /// The session.
+        id: SessionId,
+        /// The file, relative to the workspace.
+        path: String,
+        /// Where to put it; standard output if left out.
+        to: Option<PathBuf>,
+    },
+    /// Upload a file.
+    Put {
+        /// The session.
+        id: SessionId,
+        /// The local file.
+        from: PathBuf,
+        /// Where to put it, relative to the workspace.
+        path: String,
+    },
+    /// Delete a file or an empty folder.
+    Rm {
+        /// The session.
+        id: SessionId,
+        /// The file, relative to the workspace.
+        path: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key. It is printed once and stored as a hash.
+    New {
+        /// Configuration file of the server.
+        #[arg(long)]
+        config: PathBuf,
+        /// Name of the caller.
+        #[arg(long, default_value = "default")]
+        caller: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the configuration in force, defaults included.
+    Show {
+        /// The file; without one, the defaults.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_words_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,27 @@
+//! One module for each kind of command.
+
+mod files;
+mod machine;
+mod servers;
+mod session;
+
+use crate::arguments::{Arguments, Command};
+use crate::connect::client;
+use crate::output::{Failure, Output};
+
+/// Runs the command.
+pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    let server = &arguments.server;
+    match arguments.command {
+        Command::Dev(options) => servers::dev(server, options, output).await,
+        Command::Serve(options) => servers::serve(server, options, output).await,
+        Command::Egress => Ok(cloister_server::egress().await?),
+        Command::Doctor => machine::doctor(output),
+        Command::Explain { code } => machine::explain(code.as_deref(), output),
+        Command::Config(command) => machine::config(command, output),
+        Command::Key(command) => servers::key(server, command, output).await,
+        Command::Run(options) => session::run(&client(server)?, options, output).await,
+        Command::Session(command) => session::session(&client(server)?, command, output).await,
+        Command::Files(command) => files::files(&client(server)?, command, output).await,
+    }
+}

@@ -1,0 +1,53 @@
+//! Starting servers, making keys.
+
+use cloister_server::config::Config;
+use cloister_server::{Dev, Serve};
+use serde_json::json;
+
+use crate::arguments::{DevArguments, KeyCommand, ServeArguments, ServerArguments};
+use crate::connect::data_directory;
+use crate::output::{Failure, Output};
+
+pub(super) async fn dev(server: &ServerArguments, options: DevArguments, output: Output) -> Result<(), Failure> {
+    let data = data_directory(server)?;
+    let own_data = server.data.clone();
+    let DevArguments { listen, config, ready_file } = options;
+    let options = Dev { data: data.clone(), listen, config, ready_file };
+    cloister_server::dev(options, |url, key| {
+        if output.json {
+            // The ready file says the same to those who cannot read this.
+            let _ = output.data(&json!({"url": url, "key": key}).to_string());
+        }
+        output.talk(&format!("Cloister is ready at {url}"));
+        output.talk(&format!("  key   {key}"));
+        output.talk(&format!("  data  {}", data.display()));
+        output.talk("  The model is the scripted one, which is no language model; Ctrl-C ends everything.");
+        let flag = own_data.map_or(String::new(), |path| format!(" --data {}", path.display()));
+        output.next(&format!("cloister{flag} run tour"));
+    })
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn serve(server: &ServerArguments, options: ServeArguments, output: Output) -> Result<(), Failure> {
+    let ServeArguments { config, listen, allow_scripted } = options;
+    let shown = config.display().to_string();
+    let options = Serve { config, data: server.data.clone(), listen, allow_scripted };
+    cloister_server::serve(options, |url| {
+        output.talk(&format!("Cloister serves at {url}"));
+        output.next(&format!("cloister key new --config {shown}"));
+    })
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn key(server: &ServerArguments, command: KeyCommand, output: Output) -> Result<(), Failure> {
+    let KeyCommand::New { config, caller } = command;
+    let config = Config::read(&config)?;
+    let data = server.data.clone().or(config.data).ok_or_else(|| Failure::new("no data directory: set data in the configuration, or --data"))?;
+    let key = cloister_server::new_key(&data, &config.tenant, &caller).await?;
+    output.value(&json!({"key": key.reveal(), "caller": caller}), key.reveal())?;
+    output.talk("This key is shown once; the server keeps only its hash.");
+    output.next("export CLOISTER_KEY=<the key>");
+    Ok(())
+}

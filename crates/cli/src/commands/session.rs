@@ -1,0 +1,103 @@
+//! Sessions and their turns.
+
+use cloister_client::{Client, Events};
+use cloister_types::SessionId;
+use cloister_types::scope::FileAccess;
+use cloister_types::wire::{CreateSession, SessionRecord};
+
+use crate::arguments::{NewArguments, RunArguments, SessionCommand};
+use crate::output::{Failure, Output};
+use crate::show;
+
+pub(super) async fn run(client: &Client, options: RunArguments, output: Output) -> Result<(), Failure> {
+    let session = client.create(&ask(options.new)).await?;
+    output.aside(&format!("session {}", session.id));
+    let events = client.message(&session.id, &options.message, None).await?;
+    follow(&session.id, events, output).await
+}
+
+pub(super) async fn session(client: &Client, command: SessionCommand, output: Output) -> Result<(), Failure> {
+    match command {
+        SessionCommand::New(options) => {
+            let session = client.create(&ask(options)).await?;
+            output.value(&session, session.id.as_str())?;
+            output.next(&format!("cloister session send {} \"your message\"", session.id));
+            Ok(())
+        }
+        SessionCommand::Ls => list(client, output).await,
+        SessionCommand::Show { id } => {
+            let session = client.session(&id).await?;
+            let pretty = serde_json::to_string_pretty(&session).map_err(|error| Failure::new(error.to_string()))?;
+            output.value(&session, &pretty)?;
+            output.next(&format!("cloister session attach {id}"));
+            Ok(())
+        }
+        SessionCommand::Rm { id: Some(id), .. } => {
+            client.delete(&id).await?;
+            output.talk(&format!("destroyed {id}; workspace and memory stay"));
+            Ok(())
+        }
+        SessionCommand::Rm { id: None, .. } => {
+            let count = client.delete_idle().await?;
+            output.value(&serde_json::json!({"deleted": count}), &format!("destroyed {count} idle session(s)"))
+        }
+        SessionCommand::Attach { id, turn } => {
+            let turn = match turn {
+                Some(turn) => turn,
+                None => last_turn(&client.session(&id).await?)?,
+            };
+            follow(&id, client.events(&id, &turn, None).await?, output).await
+        }
+        SessionCommand::Send { id, message, idempotency_key } => {
+            let events = client.message(&id, &message, idempotency_key.as_deref()).await?;
+            follow(&id, events, output).await
+        }
+    }
+}
+
+fn ask(options: NewArguments) -> CreateSession {
+    let NewArguments { read, write, model, ttl, transient } = options;
+    let file_access = (!read.is_empty() || !write.is_empty()).then_some(FileAccess { read, write });
+    CreateSession { persistent: transient.then_some(false), ttl, metadata: None, file_access, model }
+}
+
+fn last_turn(session: &SessionRecord) -> Result<cloister_types::ResponseId, Failure> {
+    let last = session.last_response.as_ref().map(|last| last.id.clone());
+    session.current_response_id.clone().or(last).ok_or_else(|| Failure {
+        hint: Some(format!("cloister session send {} \"your message\"", session.id)),
+        ..Failure::new("the session has had no message yet")
+    })
+}
+
+async fn list(client: &Client, output: Output) -> Result<(), Failure> {
+    let sessions = client.sessions().await?;
+    if output.json {
+        return output.value(&sessions, "");
+    }
+    for session in &sessions {
+        let state = if session.busy { "busy" } else { "idle" };
+        let scope = if session.file_access == FileAccess::everything() {
+            "whole workspace".to_owned()
+        } else {
+            format!("read {:?} write {:?}", session.file_access.read, session.file_access.write)
+        };
+        output.data(&format!("{}  {state}  {}  {scope}", session.id, session.model))?;
+    }
+    match sessions.last() {
+        Some(session) => output.next(&format!("cloister session show {}", session.id)),
+        None => output.next("cloister session new"),
+    }
+    Ok(())
+}
+
+async fn follow(id: &SessionId, mut events: Events, output: Output) -> Result<(), Failure> {
+    let turn = events.turn().clone();
+    let summary = show::follow(output, &mut events).await?;
+    if let Some(why) = summary.failed {
+        return Err(Failure { hint: Some(format!("to see it again: cloister session attach {id} {turn}")), ..Failure::new(why) });
+    }
+    let tokens = summary.usage["total_tokens"].as_u64().unwrap_or_default();
+    output.aside(&format!("done: {} tool call(s), {tokens} tokens, session {id}", summary.tools));
+    output.next(&format!("cloister files ls {id}"));
+    Ok(())
+}

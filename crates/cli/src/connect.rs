@@ -1,0 +1,47 @@
+//! Which server to talk to.
+
+use std::path::PathBuf;
+
+use cloister_client::Client;
+use serde::Deserialize;
+
+use crate::arguments::ServerArguments;
+use crate::output::Failure;
+
+#[derive(Deserialize)]
+struct ClientFile {
+    url: String,
+    key: String,
+}
+
+/// The data directory of the development server on this machine.
+pub(crate) fn data_directory(arguments: &ServerArguments) -> Result<PathBuf, Failure> {
+    if let Some(path) = &arguments.data {
+        return Ok(path.clone());
+    }
+    let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+    let base = base.or_else(home).ok_or_else(|| Failure::new("no home directory: say --data"))?;
+    Ok(base.join("cloister"))
+}
+
+/// A client: from flags, the environment, or what `cloister dev` left.
+pub(crate) fn client(arguments: &ServerArguments) -> Result<Client, Failure> {
+    let (url, key) = match (&arguments.url, &arguments.key) {
+        (Some(url), Some(key)) => (url.clone(), key.clone()),
+        (url, key) => {
+            let path = data_directory(arguments)?.join("client.json");
+            let text = std::fs::read_to_string(&path).map_err(|_| Failure {
+                hint: Some("start a server with: cloister dev   (or set CLOISTER_URL and CLOISTER_KEY)".into()),
+                ..Failure::new("no server is known here")
+            })?;
+            let known: ClientFile = serde_json::from_str(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+            (url.clone().unwrap_or(known.url), key.clone().unwrap_or(known.key))
+        }
+    };
+    let authority = match &arguments.ca {
+        Some(path) => Some(std::fs::read(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?),
+        None => None,
+    };
+    Ok(Client::new(&url, &key, authority.as_deref())?)
+}

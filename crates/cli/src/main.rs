@@ -1,0 +1,54 @@
+//! `cloister`: what people type. Data goes to standard output, talk to
+//! standard error; the last line says what to do next.
+
+mod arguments;
+mod commands;
+mod connect;
+mod explain;
+mod output;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use output::{Failure, Output};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    logging(&arguments.command);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cloister: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let output = Output::new(arguments.json);
+    let outcome = runtime.block_on(commands::run(arguments, output));
+    // A blocking read must not hold up the end.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output.failure(&failure),
+    }
+}
+
+/// Servers log to standard error; `CLOISTER_LOG` takes a filter such as
+/// `info` or `cloister_session=debug`.
+fn logging(command: &Command) {
+    let default = match command {
+        Command::Dev(_) | Command::Serve(_) | Command::Egress => "warn",
+        _ => "off",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CLOISTER_LOG").unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+impl From<cloister_server::ServerError> for Failure {
+    fn from(error: cloister_server::ServerError) -> Self {
+        let usage = matches!(error, cloister_server::ServerError::Config(_));
+        Self { message: error.to_string(), hint: None, code: None, usage }
+    }
+}

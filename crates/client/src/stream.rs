@@ -1,0 +1,109 @@
+//! Following a turn. A stream that breaks off before its terminal event is
+//! opened again after the last number that arrived.
+
+use std::time::Duration;
+
+use cloister_types::event::EventKind;
+use cloister_types::sse::Parser;
+use cloister_types::{ResponseId, SessionId};
+use reqwest::Response;
+use serde_json::Value;
+
+use crate::{Client, ClientError, Result};
+
+/// Attempts to reconnect in a row, and the pause before each.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// An event of a turn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Its number.
+    pub seq: u64,
+    /// Its type on the wire; newer servers may know more types than we do.
+    pub name: String,
+    /// The type, if we know it.
+    pub kind: Option<EventKind>,
+    /// The data line as it came.
+    pub raw: String,
+    /// The same, parsed.
+    pub data: Value,
+}
+
+/// The events of a turn, in order, each once.
+#[derive(Debug)]
+pub struct Events {
+    client: Client,
+    session: SessionId,
+    turn: ResponseId,
+    last: Option<u64>,
+    response: Option<Response>,
+    parser: Parser,
+    ready: std::collections::VecDeque<Event>,
+    ended: bool,
+}
+
+impl Events {
+    pub(crate) fn new(client: Client, session: SessionId, turn: ResponseId, last: Option<u64>, response: Option<Response>) -> Self {
+        Self { client, session, turn, last, response, parser: Parser::default(), ready: Default::default(), ended: false }
+    }
+
+    /// The turn that is followed.
+    #[must_use]
+    pub fn turn(&self) -> &ResponseId {
+        &self.turn
+    }
+
+    /// Number of the last event returned.
+    #[must_use]
+    pub fn last(&self) -> Option<u64> {
+        self.last
+    }
+
+    /// The next event; `None` after the terminal one, or when the cursor was
+    /// already past it.
+    ///
+    /// # Errors
+    /// The server is gone for good, or the session is.
+    pub async fn next(&mut self) -> Result<Option<Event>> {
+        let mut attempts = 0;
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                self.last = Some(event.seq);
+                self.ended = event.kind.is_some_and(EventKind::is_terminal);
+                return Ok(Some(event));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            match &mut self.response {
+                Some(response) => match response.chunk().await {
+                    Ok(Some(bytes)) => self.take(&bytes)?,
+                    // An orderly end without a terminal event: either the
+                    // cursor was past it, or the server is going down.
+                    Ok(None) if self.last.is_some() && attempts > 0 => return Ok(None),
+                    Ok(None) | Err(_) => self.response = None,
+                },
+                None => {
+                    attempts += 1;
+                    self.parser = Parser::default();
+                    match self.client.open_events(&self.session, &self.turn, self.last).await {
+                        Ok(response) => self.response = Some(response),
+                        Err(ClientError::Unreachable { .. }) if attempts < ATTEMPTS => tokio::time::sleep(PAUSE).await,
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        for event in self.parser.push(bytes).map_err(|error| ClientError::Malformed(error.to_string()))? {
+            let malformed = |what: &str| ClientError::Malformed(format!("an event with a bad {what}"));
+            let seq = event.id.parse().map_err(|_| malformed("id"))?;
+            let data = serde_json::from_str(&event.data).map_err(|_| malformed("data line"))?;
+            self.ready.push_back(Event { seq, kind: EventKind::parse(&event.name), name: event.name, raw: event.data, data });
+        }
+        Ok(())
+    }
+}

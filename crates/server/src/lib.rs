@@ -1,0 +1,45 @@
+//! The roles of a tenant's server and how they are wired together. `dev` is
+//! all of them on loopback; `serve` is the tenant's server; both start the
+//! spawner and the egress process as children.
+
+mod dev;
+mod egress;
+mod files;
+mod keys;
+mod listen;
+mod serve;
+mod tenant;
+mod tls;
+
+pub mod config;
+pub mod doctor;
+
+pub use dev::{Dev, dev};
+pub use keys::new_key;
+pub use serve::{Serve, serve};
+
+/// The role of the egress process: control socket on standard input.
+///
+/// # Errors
+/// See [`cloister_egress::main`].
+pub async fn egress() -> Result<(), ServerError> {
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(|errno| ServerError::Start(errno.to_string()))?;
+    cloister_egress::main(control).await.map_err(|error| ServerError::Start(error.to_string()))
+}
+
+/// Why a role did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The configuration: with the place and the remedy.
+    #[error("{0}")]
+    Config(String),
+    /// Anything else.
+    #[error("{0}")]
+    Start(String),
+}
+
+impl ServerError {
+    fn start(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self::Start(format!("{what}: {error}"))
+    }
+}

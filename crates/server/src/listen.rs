@@ -1,0 +1,69 @@
+//! Accepting connections, and draining them at the end.
+
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// How long a handshake and a request's head may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Streams of one HTTP/2 connection: event streams live long, so more than
+/// hyper's own 200.
+const STREAMS: u32 = 1000;
+/// How long open requests may take to finish once the server ends.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Serves until `stop` resolves, then lets open requests finish.
+pub(crate) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, stop: impl Future<Output = ()>) {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS).keep_alive_interval(Duration::from_secs(30));
+    let graceful = GracefulShutdown::new();
+    tokio::pin!(stop);
+    loop {
+        let socket = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => socket,
+                Err(error) => {
+                    // Out of descriptors, most likely: wait for some to close.
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = &mut stop => break,
+        };
+        let _ = socket.set_nodelay(true);
+        let (builder, router, watcher) = (builder.clone(), router.clone(), graceful.watcher());
+        match tls.clone() {
+            None => drop(tokio::spawn(converse(builder, router, watcher, socket))),
+            Some(acceptor) => drop(tokio::spawn(async move {
+                // Plain text and old versions end here, without an answer.
+                if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(socket)).await {
+                    converse(builder, router, watcher, stream).await;
+                }
+            })),
+        }
+    }
+    drop(listener);
+    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
+        tracing::info!("streams that were still open are cut; their clients resume");
+    }
+}
+
+async fn converse(
+    builder: Builder<TokioExecutor>,
+    router: Router,
+    watcher: hyper_util::server::graceful::Watcher,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // What a client does to its own connection concerns it alone.
+    let _ = watcher.watch(connection.into_owned()).await;
+}

@@ -1,0 +1,59 @@
+//! `cloister serve`: the tenant's server.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::tenant::{Tenant, stop_signal};
+use crate::{ServerError, listen, tls};
+
+/// What `serve` is told.
+#[derive(Debug, Clone)]
+pub struct Serve {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Overrides the configuration.
+    pub data: Option<PathBuf>,
+    /// Overrides the configuration.
+    pub listen: Option<SocketAddr>,
+    /// Models that the operator knows to be scripted, and wants all the same.
+    pub allow_scripted: bool,
+}
+
+/// Runs until SIGTERM or Ctrl-C. `announce` is called with the URL once the
+/// API answers.
+///
+/// # Errors
+/// What kept it from starting: plain HTTP on anything but loopback, say.
+pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), ServerError> {
+    let stop = stop_signal();
+    tokio::pin!(stop);
+    let config = Config::read(&options.config)?;
+    let address = options.listen.unwrap_or(config.listen);
+    let data = options.data.or_else(|| config.data.clone());
+    let data = data.ok_or_else(|| ServerError::Config("no data directory: set data in the configuration, or --data".into()))?;
+    let scripted: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).filter(|name| name.starts_with("scripted")).collect();
+    if !scripted.is_empty() && !options.allow_scripted {
+        return Err(ServerError::Config(format!(
+            "model {:?} is a scripted one, which is no language model: remove it, or say --allow-scripted",
+            scripted[0]
+        )));
+    }
+    let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
+    if acceptor.is_none() && !address.ip().is_loopback() {
+        return Err(ServerError::Config(format!("plain HTTP is for loopback alone; {address} needs a [tls] table with certificate and key")));
+    }
+    let tenant = Tenant::open(&config, &data, &scripted).await?;
+    let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
+    let scheme = if acceptor.is_some() { "https" } else { "http" };
+    announce(&format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?));
+    listen::serve(listener, acceptor, tenant.router.clone(), async {
+        let _ = stop.await;
+        tenant.shut_down().await;
+    })
+    .await;
+    tenant.end().await;
+    Ok(())
+}

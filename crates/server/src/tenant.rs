@@ -1,0 +1,101 @@
+//! A tenant's server, wired: store, spawner, egress, sessions, API.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use cloister_session::{Host, Sessions};
+use cloister_store::Store;
+
+use crate::ServerError;
+use crate::config::Config;
+use crate::egress::Egress;
+use crate::files::make_private_folder;
+
+/// The two executables that are found beside this one.
+pub(crate) struct Executables {
+    pub(crate) cloister: PathBuf,
+    pub(crate) sandbox: PathBuf,
+    pub(crate) agent: PathBuf,
+}
+
+impl Executables {
+    /// Finds them.
+    pub(crate) fn find() -> Result<Self, ServerError> {
+        let cloister = std::env::current_exe().map_err(ServerError::start("find this executable"))?;
+        let folder = cloister.parent().unwrap_or(Path::new("/")).to_owned();
+        let beside = |name: &str| {
+            let path = folder.join(name);
+            if path.is_file() {
+                Ok(path)
+            } else {
+                Err(ServerError::Start(format!("{name} is missing: it must lie beside {}", cloister.display())))
+            }
+        };
+        Ok(Self { sandbox: beside("cloister-sandbox")?, agent: beside("cloister-agent")?, cloister })
+    }
+}
+
+/// Everything of a tenant that runs.
+pub(crate) struct Tenant {
+    pub(crate) router: Router,
+    pub(crate) store: Store,
+    sessions: Arc<Sessions>,
+    egress: Arc<Egress>,
+    clock: tokio::task::JoinHandle<()>,
+}
+
+impl Tenant {
+    /// Opens the data directory and starts the children.
+    pub(crate) async fn open(config: &Config, data: &Path, scripted: &[&str]) -> Result<Self, ServerError> {
+        if config.models.is_empty() {
+            return Err(ServerError::Config("no model is configured: add a [[model]] table (docs/configuration.md)".into()));
+        }
+        let executables = Executables::find()?;
+        make_private_folder(data).map_err(ServerError::start(format!("make the data directory {}", data.display())))?;
+        let store = Store::open(&data.join("tenant.db"), &config.tenant).map_err(|error| ServerError::Start(error.to_string()))?;
+        let workspace = std::path::absolute(data.join("workspace")).map_err(ServerError::start("find the workspace"))?;
+        let (sandbox, agent) = (executables.sandbox, executables.agent);
+        let host = tokio::task::spawn_blocking(move || Host::start(&sandbox, &agent, &workspace))
+            .await
+            .map_err(|error| ServerError::Start(error.to_string()))?
+            .map_err(ServerError::start("start the sandbox spawner"))?;
+        let egress = Egress::start(executables.cloister, config.for_egress()).map_err(ServerError::start("start egress"))?;
+        let sessions = Sessions::open(config.for_sessions(scripted), store.clone(), host, egress.clone())
+            .await
+            .map_err(|error| ServerError::Start(error.to_string()))?;
+        let clock = tokio::spawn(sessions.clone().keep_time());
+        let api = cloister_api::Api { sessions: sessions.clone(), tenant: config.tenant.clone(), upload_limit: config.limits.upload_bytes };
+        Ok(Self { router: cloister_api::router(Arc::new(api)), store, sessions, egress, clock })
+    }
+
+    /// Refuses new work and ends what runs; streams get their terminal events.
+    pub(crate) async fn shut_down(&self) {
+        self.clock.abort();
+        self.sessions.shut_down().await;
+    }
+
+    /// Ends the children. The last thing to do.
+    pub(crate) async fn end(self) {
+        let Self { sessions, egress, router, .. } = self;
+        drop(router);
+        let _ = tokio::task::spawn_blocking(move || {
+            egress.stop();
+            // The spawner goes with the last reference to the sessions.
+            drop(sessions);
+        })
+        .await;
+    }
+}
+
+/// Resolves at the first request to stop.
+pub(crate) async fn stop_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
