@@ -1,1 +1,43 @@
-fn main(){}
+//! `cargo xtask`: what developers and CI run. Each command is one module.
+
+mod bench;
+mod demo;
+mod docs;
+mod leftovers;
+mod run;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  demo      build Cloister, start it, show an agent at work
+  test      everything that CI runs: format, lints, tidy, docs, all tests
+  tidy      layers, licences, duplicate versions, file heads and sizes
+  openapi   write openapi/v1.json and docs/api.md from the source
+  bench     measure; figures for docs/performance.md
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.first().map(String::as_str) {
+        Some("demo") => demo::run(),
+        Some("test") => test::run(),
+        Some("tidy") => tidy::run(),
+        Some("openapi") => docs::write(),
+        Some("bench") => bench::run(),
+        _ => {
+            print!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -8,7 +8,8 @@ use cloister_types::transcript::Entry;
 use serde_json::Value;
 
 /// What the model reads for a call whose result was never recorded.
-const INTERRUPTED: &str = "This call was interrupted before its result was recorded. It may have had effects; check before repeating it.";
+const INTERRUPTED: &str =
+    "This call was interrupted before its result was recorded. It may have had effects; check before repeating it.";
 
 /// A tool call of an assistant message.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,7 +27,9 @@ pub struct Call {
 pub fn calls(blocks: &[Value]) -> Vec<Call> {
     let text = |block: &Value, field: &str| block[field].as_str().unwrap_or_default().to_owned();
     let tools = blocks.iter().filter(|block| block["type"] == "tool_use");
-    tools.map(|block| Call { id: text(block, "id"), name: text(block, "name"), input: block["input"].clone() }).collect()
+    tools
+        .map(|block| Call { id: text(block, "id"), name: text(block, "name"), input: block["input"].clone() })
+        .collect()
 }
 
 /// Entries in an order that every provider takes: no empty assistant message,
@@ -76,7 +79,10 @@ mod tests {
             proptest::collection::btree_set(id(), 0..3).prop_map(|ids| Entry::Assistant {
                 wire: Wire::AnthropicMessages,
                 model: "m".into(),
-                blocks: ids.into_iter().map(|id| json!({"type": "tool_use", "id": id, "name": "bash", "input": {}})).collect(),
+                blocks: ids
+                    .into_iter()
+                    .map(|id| json!({"type": "tool_use", "id": id, "name": "bash", "input": {}}))
+                    .collect(),
             }),
             (id(), "[a-c]").prop_map(|(id, content)| Entry::ToolResult { id, content, is_error: false }),
         ]

@@ -45,7 +45,8 @@ pub(crate) async fn post(url: &str, key: &str, body: Vec<u8>) -> Result<Reply, H
     let host = uri.host().ok_or_else(|| HttpError::Address(url.to_owned()))?.to_owned();
     let socket = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(80))).await.map_err(transport)?;
     socket.set_nodelay(true).map_err(transport)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(transport)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(transport)?;
     // Ends with the connection, which ends with the reply.
     tokio::spawn(connection);
     let request = Request::builder()
@@ -57,7 +58,9 @@ pub(crate) async fn post(url: &str, key: &str, body: Vec<u8>) -> Result<Reply, H
         .header("idempotency-key", key)
         .body(Full::new(Bytes::from(body)))
         .map_err(transport)?;
-    let response = tokio::time::timeout(FIRST_BYTE, sender.send_request(request)).await.map_err(|_| HttpError::Idle(FIRST_BYTE))?;
+    let response = tokio::time::timeout(FIRST_BYTE, sender.send_request(request))
+        .await
+        .map_err(|_| HttpError::Idle(FIRST_BYTE))?;
     let response = response.map_err(transport)?;
     Ok(Reply { status: response.status().as_u16(), retry_after: retry_after(&response), body: response.into_body() })
 }

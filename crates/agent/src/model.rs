@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::http::{self, HttpError};
 use crate::link::Facts;
-use cloister_types::sse;
 use crate::wire::{Answer, Block, Decoder, Piece, WireError};
+use cloister_types::sse;
 
 /// Attempts for one call, and the time in which they may be begun.
 const ATTEMPTS: u32 = 8;
@@ -79,7 +79,11 @@ pub(crate) async fn call(facts: &mut Facts, start: &TurnStart, step: u32, body: 
 fn backoff(attempt: u32) -> Duration {
     let most = BASE.saturating_mul(1 << (attempt - 1).min(10)).min(CAP);
     let mut random = [0; 4];
-    let share = if getrandom::fill(&mut random).is_ok() { f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX) } else { 1.0 };
+    let share = if getrandom::fill(&mut random).is_ok() {
+        f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX)
+    } else {
+        1.0
+    };
     most.mul_f64(share).max(Duration::from_millis(50))
 }
 
@@ -117,7 +121,9 @@ impl Shown {
                     Some(Block::Thinking) => EventKind::ThinkingStop,
                     Some(Block::Tool { id, name }) => {
                         if let Some(input) = input {
-                            facts.event(EventKind::ToolUseExecuting, json!({"id": id, "name": name, "input": input})).await?;
+                            facts
+                                .event(EventKind::ToolUseExecuting, json!({"id": id, "name": name, "input": input}))
+                                .await?;
                         }
                         EventKind::ToolUseStop
                     }
@@ -156,7 +162,9 @@ async fn try_once(
 ) -> std::io::Result<Result<Answer, Failure>> {
     let mut reply = match http::post(url, key, body).await {
         Ok(reply) => reply,
-        Err(error @ HttpError::Address(_)) => return Ok(Err(Failure { message: error.to_string(), retry: false, after: None })),
+        Err(error @ HttpError::Address(_)) => {
+            return Ok(Err(Failure { message: error.to_string(), retry: false, after: None }));
+        }
         Err(error) => return Ok(Err(Failure::passing(format!("cannot be reached: {error}")))),
     };
     if reply.status != 200 {
@@ -232,10 +240,15 @@ async fn refused(reply: &mut http::Reply) -> Failure {
     let text = reply.text().await;
     let parsed: Value = serde_json::from_str(&text).unwrap_or_default();
     let word = |value: &Value| value.as_str().map(str::to_owned);
-    let message = word(&parsed["error"]["message"]).or_else(|| word(&parsed["message"])).or_else(|| word(&parsed["error"]));
+    let message =
+        word(&parsed["error"]["message"]).or_else(|| word(&parsed["message"])).or_else(|| word(&parsed["error"]));
     let message = message.unwrap_or_else(|| text.chars().take(300).collect());
     let exhausted = ["insufficient_quota", "billing_hard_limit_reached"]
         .iter()
         .any(|code| parsed["error"]["code"] == *code || parsed["error"]["type"] == *code);
-    Failure { message: format!("status {}: {message}", reply.status), retry: is_passing(reply.status) && !exhausted, after: reply.retry_after }
+    Failure {
+        message: format!("status {}: {message}", reply.status),
+        retry: is_passing(reply.status) && !exhausted,
+        after: reply.retry_after,
+    }
 }

@@ -77,10 +77,16 @@ impl Steps {
     pub fn before_call(&mut self) -> Action {
         let failed = |code, message| Action::End(Outcome::Failed { code, message });
         if self.taken >= self.limits.steps {
-            return failed(ErrorCode::StepLimit, format!("the turn reached its limit of {} model calls", self.limits.steps));
+            return failed(
+                ErrorCode::StepLimit,
+                format!("the turn reached its limit of {} model calls", self.limits.steps),
+            );
         }
         if self.usage.total_tokens >= self.limits.tokens {
-            return failed(ErrorCode::TokenLimit, format!("the turn reached its limit of {} tokens", self.limits.tokens));
+            return failed(
+                ErrorCode::TokenLimit,
+                format!("the turn reached its limit of {} tokens", self.limits.tokens),
+            );
         }
         self.taken += 1;
         Action::CallModel
@@ -94,7 +100,9 @@ impl Steps {
         let calls = calls(&answer.blocks);
         match answer.stop {
             Stop::Refusal => return failed(ErrorCode::ModelRefusal, "the model declined to answer"),
-            Stop::ContextFull => return failed(ErrorCode::ModelRejected, "the conversation no longer fits the model's context window"),
+            Stop::ContextFull => {
+                return failed(ErrorCode::ModelRejected, "the conversation no longer fits the model's context window");
+            }
             Stop::Pause if calls.is_empty() => return self.before_call(),
             // "Tools" without a call: there is nothing to wait for.
             Stop::End | Stop::Tools if calls.is_empty() => return end("end"),
@@ -121,7 +129,8 @@ impl Steps {
                 }
             })
             .collect();
-        self.malformed = if tasks.iter().all(|task| matches!(task, Task::Refuse { .. })) { self.malformed + 1 } else { 0 };
+        self.malformed =
+            if tasks.iter().all(|task| matches!(task, Task::Refuse { .. })) { self.malformed + 1 } else { 0 };
         if self.malformed >= MALFORMED_IN_A_ROW {
             return failed(ErrorCode::ModelRejected, "the model made malformed tool calls three times in a row");
         }
@@ -141,11 +150,19 @@ mod tests {
     fn answer(stop: Stop, ids: &[&str]) -> Answer {
         let call = |id: &&str| json!({"type": "tool_use", "id": id, "name": "bash", "input": {}});
         let blocks: Vec<Value> = ids.iter().map(call).collect();
-        Answer { blocks, malformed: vec![], stop, usage: Usage { total_tokens: 10, input_tokens: 10, ..Usage::default() } }
+        Answer {
+            blocks,
+            malformed: vec![],
+            stop,
+            usage: Usage { total_tokens: 10, input_tokens: 10, ..Usage::default() },
+        }
     }
 
     fn ends_with(action: &Action) -> Option<ErrorCode> {
-        match action { Action::End(Outcome::Failed { code, .. }) => Some(*code), _ => None }
+        match action {
+            Action::End(Outcome::Failed { code, .. }) => Some(*code),
+            _ => None,
+        }
     }
 
     #[test]
@@ -162,7 +179,12 @@ mod tests {
     #[test]
     fn every_stop_without_calls_has_its_end() {
         let done = |reason: &str| Action::End(Outcome::Completed { stop_reason: reason.into() });
-        for (stop, want) in [(Stop::End, done("end")), (Stop::Tools, done("end")), (Stop::MaxTokens, done("max_tokens")), (Stop::Pause, Action::CallModel)] {
+        for (stop, want) in [
+            (Stop::End, done("end")),
+            (Stop::Tools, done("end")),
+            (Stop::MaxTokens, done("max_tokens")),
+            (Stop::Pause, Action::CallModel),
+        ] {
             assert_eq!(steps(9, 100).answered(&answer(stop, &[])), want);
         }
         assert_eq!(ends_with(&steps(9, 100).answered(&answer(Stop::Refusal, &[]))), Some(ErrorCode::ModelRefusal));

@@ -26,7 +26,13 @@ pub async fn run() -> std::io::Result<()> {
         _ => return Err(std::io::Error::other("expected a turn")),
     };
     let cancel = commands.watch_for_cancel();
-    let mut turn = Turn { toolbox: Toolbox::new(&start.session_id), steps: Steps::new(start.limits), conversation: start.conversation.clone(), start: *start, output_text: String::new() };
+    let mut turn = Turn {
+        toolbox: Toolbox::new(&start.session_id),
+        steps: Steps::new(start.limits),
+        conversation: start.conversation.clone(),
+        start: *start,
+        output_text: String::new(),
+    };
     let outcome = turn.work(&mut facts, cancel).await?;
     let end = FromAgent::End { outcome, usage: turn.steps.usage(), output_text: turn.output_text };
     facts.send(&end).await
@@ -77,7 +83,12 @@ impl Turn {
 
     /// The answer is recorded before any of its tools runs.
     async fn remember_answer(&mut self, facts: &mut Facts, answer: &wire::Answer) -> std::io::Result<()> {
-        let text: String = answer.blocks.iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str()).collect();
+        let text: String = answer
+            .blocks
+            .iter()
+            .filter(|block| block["type"] == "text")
+            .filter_map(|block| block["text"].as_str())
+            .collect();
         if !text.is_empty() {
             self.output_text = text;
         }
@@ -94,7 +105,12 @@ impl Turn {
     /// Runs the calls of one answer. Neighbours that only read run side by
     /// side, everything else alone; results keep the model's order. True: a
     /// cancel came, and every call has been answered truthfully.
-    async fn run_tools(&mut self, facts: &mut Facts, tasks: Vec<Task>, cancel: &mut watch::Receiver<bool>) -> std::io::Result<bool> {
+    async fn run_tools(
+        &mut self,
+        facts: &mut Facts,
+        tasks: Vec<Task>,
+        cancel: &mut watch::Receiver<bool>,
+    ) -> std::io::Result<bool> {
         let mut rest = tasks.into_iter().peekable();
         let mut cancelled = *cancel.borrow();
         while let Some(task) = rest.next() {
@@ -103,7 +119,10 @@ impl Turn {
                 batch.extend(rest.next());
             }
             let outputs = if cancelled {
-                batch.into_iter().map(|task| (call_of(task), Output::error("Not started: the turn was cancelled."))).collect()
+                batch
+                    .into_iter()
+                    .map(|task| (call_of(task), Output::error("Not started: the turn was cancelled.")))
+                    .collect()
             } else {
                 let (outputs, now) = self.toolbox.run_batch(batch, cancel).await;
                 cancelled = now;

@@ -29,8 +29,14 @@ pub(crate) fn parse(header: Option<&str>, size: u64) -> Part {
     match (number(from.trim()), number(to.trim())) {
         (None, Some(0)) if from.trim().is_empty() => Part::Unsatisfiable,
         (None, Some(_)) if from.trim().is_empty() && size == 0 => Part::Unsatisfiable,
-        (None, Some(tail)) if from.trim().is_empty() => Part::Bytes { first: size.saturating_sub(tail), last: size - 1 },
-        (Some(first), _) if first >= size && (to.trim().is_empty() || number(to.trim()).is_some_and(|last| last >= first)) => Part::Unsatisfiable,
+        (None, Some(tail)) if from.trim().is_empty() => {
+            Part::Bytes { first: size.saturating_sub(tail), last: size - 1 }
+        }
+        (Some(first), _)
+            if first >= size && (to.trim().is_empty() || number(to.trim()).is_some_and(|last| last >= first)) =>
+        {
+            Part::Unsatisfiable
+        }
         (Some(first), None) if to.trim().is_empty() => Part::Bytes { first, last: size - 1 },
         (Some(first), Some(last)) if last >= first => Part::Bytes { first, last: last.min(size - 1) },
         _ => Part::Whole,

@@ -35,7 +35,8 @@ pub(crate) fn client(arguments: &ServerArguments) -> Result<Client, Failure> {
                 hint: Some("start a server with: cloister dev   (or set CLOISTER_URL and CLOISTER_KEY)".into()),
                 ..Failure::new("no server is known here")
             })?;
-            let known: ClientFile = serde_json::from_str(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+            let known: ClientFile =
+                serde_json::from_str(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
             (url.clone().unwrap_or(known.url), key.clone().unwrap_or(known.key))
         }
     };

@@ -28,7 +28,10 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::Refused { code, message, hint, .. } => Self { message, hint, code: Some(code), usage: false },
-            ClientError::Unreachable { .. } => Self { hint: Some("is the server running? start one with: cloister dev".into()), ..Self::new(error.to_string()) },
+            ClientError::Unreachable { .. } => Self {
+                hint: Some("is the server running? start one with: cloister dev".into()),
+                ..Self::new(error.to_string())
+            },
             error => Self::new(error.to_string()),
         }
     }

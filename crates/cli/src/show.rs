@@ -31,7 +31,9 @@ pub(crate) async fn follow(output: Output, events: &mut Events) -> Result<Summar
             Some(EventKind::ToolResult) => summary.tools += 1,
             Some(EventKind::MessageCompleted) => summary.usage = event.data["usage"].clone(),
             Some(EventKind::MessageCancelled) => summary.failed = Some("the turn was cancelled".into()),
-            Some(EventKind::MessageError) => summary.failed = Some(event.data["error"].as_str().unwrap_or("the turn failed").to_owned()),
+            Some(EventKind::MessageError) => {
+                summary.failed = Some(event.data["error"].as_str().unwrap_or("the turn failed").to_owned())
+            }
             _ => {}
         }
     }
@@ -88,7 +90,11 @@ impl Screen {
             }
             Some(EventKind::RetryScheduled) => {
                 self.fresh_line()?;
-                self.output.aside(&format!("  (model: {}; trying again in {} ms)", text("cause"), event.data["delay_ms"]));
+                self.output.aside(&format!(
+                    "  (model: {}; trying again in {} ms)",
+                    text("cause"),
+                    event.data["delay_ms"]
+                ));
             }
             Some(EventKind::AttemptDiscarded) => {
                 self.fresh_line()?;
@@ -115,7 +121,9 @@ impl Screen {
 /// A call's arguments on one line.
 fn arguments(input: &Value) -> String {
     let text = match input {
-        Value::Object(fields) if fields.contains_key("command") => fields["command"].as_str().unwrap_or_default().to_owned(),
+        Value::Object(fields) if fields.contains_key("command") => {
+            fields["command"].as_str().unwrap_or_default().to_owned()
+        }
         Value::Object(fields) if fields.contains_key("path") => fields["path"].as_str().unwrap_or_default().to_owned(),
         other => other.to_string(),
     };

@@ -96,8 +96,15 @@ impl Client {
         }
         let text = response.text().await.unwrap_or_default();
         match serde_json::from_str::<ErrorBody>(&text) {
-            Ok(body) => Err(ClientError::Refused { status: status.as_u16(), code: body.error, message: body.message, hint: body.hint }),
-            Err(_) => Err(ClientError::Malformed(format!("status {status}: {}", text.chars().take(200).collect::<String>()))),
+            Ok(body) => Err(ClientError::Refused {
+                status: status.as_u16(),
+                code: body.error,
+                message: body.message,
+                hint: body.hint,
+            }),
+            Err(_) => {
+                Err(ClientError::Malformed(format!("status {status}: {}", text.chars().take(200).collect::<String>())))
+            }
         }
     }
 
@@ -160,7 +167,9 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn message(&self, id: &SessionId, text: &str, idempotency_key: Option<&str>) -> Result<Events> {
-        let mut request = self.request(Method::POST, &format!("/v1/sessions/{id}/messages")).json(&SendMessage { message: text.to_owned() });
+        let mut request = self
+            .request(Method::POST, &format!("/v1/sessions/{id}/messages"))
+            .json(&SendMessage { message: text.to_owned() });
         if let Some(key) = idempotency_key {
             request = request.header("idempotency-key", key);
         }

@@ -44,8 +44,23 @@ pub struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(client: Client, session: SessionId, turn: ResponseId, last: Option<u64>, response: Option<Response>) -> Self {
-        Self { client, session, turn, last, response, parser: Parser::default(), ready: Default::default(), ended: false }
+    pub(crate) fn new(
+        client: Client,
+        session: SessionId,
+        turn: ResponseId,
+        last: Option<u64>,
+        response: Option<Response>,
+    ) -> Self {
+        Self {
+            client,
+            session,
+            turn,
+            last,
+            response,
+            parser: Parser::default(),
+            ready: Default::default(),
+            ended: false,
+        }
     }
 
     /// The turn that is followed.
@@ -102,7 +117,13 @@ impl Events {
             let malformed = |what: &str| ClientError::Malformed(format!("an event with a bad {what}"));
             let seq = event.id.parse().map_err(|_| malformed("id"))?;
             let data = serde_json::from_str(&event.data).map_err(|_| malformed("data line"))?;
-            self.ready.push_back(Event { seq, kind: EventKind::parse(&event.name), name: event.name, raw: event.data, data });
+            self.ready.push_back(Event {
+                seq,
+                kind: EventKind::parse(&event.name),
+                name: event.name,
+                raw: event.data,
+                data,
+            });
         }
         Ok(())
     }

@@ -34,7 +34,8 @@ impl Credential {
             headers.push((HeaderName::from_static("anthropic-version"), HeaderValue::from_static(ANTHROPIC_VERSION)));
         }
         let Some(path) = &upstream.key_file else { return Ok(Self { headers, secret: String::new() }) };
-        let text = tokio::fs::read_to_string(path).await.map_err(|error| AttachError::Unreadable(path.clone(), error))?;
+        let text =
+            tokio::fs::read_to_string(path).await.map_err(|error| AttachError::Unreadable(path.clone(), error))?;
         let secret = text.trim().to_owned();
         let (name, value) = match upstream.wire {
             Wire::AnthropicMessages => (HeaderName::from_static("x-api-key"), secret.clone()),

@@ -40,8 +40,13 @@ impl Clients {
     pub(crate) fn new() -> Result<Self, reqwest::Error> {
         // A redirect would carry the key to another place; a proxy from the
         // environment would see it.
-        let builder = || reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().connect_timeout(CONNECT);
-        Ok(Self { public: builder().dns_resolver(crate::resolve::PublicOnly).https_only(true).build()?, private: builder().build()? })
+        let builder = || {
+            reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().connect_timeout(CONNECT)
+        };
+        Ok(Self {
+            public: builder().dns_resolver(crate::resolve::PublicOnly).https_only(true).build()?,
+            private: builder().build()?,
+        })
     }
 
     fn for_upstream(&self, upstream: &Upstream) -> &reqwest::Client {
@@ -72,7 +77,12 @@ pub(crate) async fn handle(session: &Session, request: Request<Incoming>) -> Res
     Ok(response.unwrap_or_else(|(status, message)| plain_error(status, "api_error", &message)))
 }
 
-async fn forward(session: &Session, name: &str, upstream: &Upstream, request: Request<Incoming>) -> Result<Response<Body>, (StatusCode, String)> {
+async fn forward(
+    session: &Session,
+    name: &str,
+    upstream: &Upstream,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, (StatusCode, String)> {
     let credential = Credential::read(upstream).await.map_err(|error| {
         tracing::error!(model = name, %error, "no credential");
         // Not retried: waiting does not mend a configuration.
@@ -118,7 +128,9 @@ fn check_literal(url: &str, upstream: &Upstream) -> Result<(), String> {
     let parsed = reqwest::Url::parse(url).map_err(|error| error.to_string())?;
     let host = parsed.host_str().unwrap_or_default().trim_matches(['[', ']']);
     match host.parse() {
-        Ok(address) if !is_public(address) && !upstream.allow_private => Err("the model's address is private and not allowed".into()),
+        Ok(address) if !is_public(address) && !upstream.allow_private => {
+            Err("the model's address is private and not allowed".into())
+        }
         _ => Ok(()),
     }
 }
@@ -156,7 +168,10 @@ impl<S: futures_util::Stream> SyncStream<S> {
 impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
     type Item = S::Item;
 
-    fn poll_next(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<S::Item>> {
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
         let stream = self.0.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         stream.as_mut().poll_next(context)
     }

@@ -13,7 +13,9 @@ impl Resolve for PublicOnly {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let public: Vec<_> = found.filter(|address| is_public(address.ip())).collect();
             if public.is_empty() {
-                return Err(format!("{} has no public address (allow_private would let it through)", name.as_str()).into());
+                return Err(
+                    format!("{} has no public address (allow_private would let it through)", name.as_str()).into()
+                );
             }
             let addresses: Addrs = Box::new(public.into_iter());
             Ok(addresses)

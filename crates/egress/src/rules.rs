@@ -23,7 +23,11 @@ pub enum Refusal {
 ///
 /// # Errors
 /// The first rule that the request breaks.
-pub fn model_of<'p>(method: &Method, path: &'p str, granted: impl Fn(&str) -> Option<Wire>) -> Result<&'p str, Refusal> {
+pub fn model_of<'p>(
+    method: &Method,
+    path: &'p str,
+    granted: impl Fn(&str) -> Option<Wire>,
+) -> Result<&'p str, Refusal> {
     let rest = path.strip_prefix('/').ok_or(Refusal::NotAModelCall)?;
     let slash = rest.find('/').ok_or(Refusal::NotAModelCall)?;
     let (name, tail) = rest.split_at(slash);
@@ -67,7 +71,11 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     }
     let [first, second, ..] = address.segments();
     // Global unicast is 2000::/3; of it, what tunnels or documents is not.
-    (first & 0xe000) == 0x2000 && !(first == 0x2001 && second < 0x200) && !(first == 0x2001 && second == 0xdb8) && first != 0x2002 && first != 0x3fff
+    (first & 0xe000) == 0x2000
+        && !(first == 0x2001 && second < 0x200)
+        && !(first == 0x2001 && second == 0xdb8)
+        && first != 0x2002
+        && first != 0x3fff
 }
 
 #[cfg(test)]
@@ -96,8 +104,26 @@ mod tests {
     #[test]
     fn private_ranges_are_private_in_every_spelling() {
         for text in [
-            "127.0.0.1", "10.1.2.3", "172.31.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255",
-            "198.18.0.1", "192.0.2.1", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "2002::1", "2001:db8::1", "64:ff9b::1",
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.31.0.1",
+            "192.168.0.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "192.0.2.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+            "2002::1",
+            "2001:db8::1",
+            "64:ff9b::1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
         }

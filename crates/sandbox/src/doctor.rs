@@ -96,9 +96,12 @@ pub(crate) fn landlock_abi() -> u32 {
     use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
     let known = [(6, ABI::V6), (5, ABI::V5), (4, ABI::V4), (3, ABI::V3), (2, ABI::V2), (1, ABI::V1)];
     let offered = |abi: ABI| {
-        let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::from_all(abi));
+        let rules =
+            Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::from_all(abi));
         let scopes = Scope::from_all(abi);
-        if scopes.is_empty() { rules } else { rules.and_then(|rules| rules.scope(scopes)) }.and_then(Ruleset::create).is_ok()
+        if scopes.is_empty() { rules } else { rules.and_then(|rules| rules.scope(scopes)) }
+            .and_then(Ruleset::create)
+            .is_ok()
     };
     known.into_iter().find(|(_, abi)| offered(*abi)).map_or(0, |(number, _)| number)
 }
@@ -111,9 +114,12 @@ fn landlock() -> Finding {
             "not offered by this kernel",
             "boot a kernel with CONFIG_SECURITY_LANDLOCK and 'landlock' in its lsm= list",
         ),
-        abi @ 1..=5 => {
-            Finding::lacking("Landlock", Verdict::Weaker, format!("version {abi}; scopes for signals and abstract sockets need 6"), "boot Linux 6.12 or newer")
-        }
+        abi @ 1..=5 => Finding::lacking(
+            "Landlock",
+            Verdict::Weaker,
+            format!("version {abi}; scopes for signals and abstract sockets need 6"),
+            "boot Linux 6.12 or newer",
+        ),
         abi => Finding::ok("Landlock", format!("version {abi}")),
     }
 }
@@ -124,7 +130,9 @@ fn trial(identity: Identity, cgroups: &Cgroups) -> Finding {
     const FEATURE: &str = "sandbox (user, mount, pid, net, ipc, uts, cgroup namespaces, mount trees, seccomp)";
     match try_sandbox(identity, cgroups) {
         Ok(()) => Finding::ok(FEATURE, "made one and ended it"),
-        Err(refused) => Finding::lacking(FEATURE, Verdict::Missing, refused.to_string(), fix_for(&refused.step, &refused.answer)),
+        Err(refused) => {
+            Finding::lacking(FEATURE, Verdict::Missing, refused.to_string(), fix_for(&refused.step, &refused.answer))
+        }
     }
 }
 
@@ -135,15 +143,18 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<(), Refused> {
     std::fs::create_dir_all(&folder).map_err(|error| refused("make a temporary folder", &error))?;
     let outcome = (|| {
         spawner::enter(identity)?;
-        let workspace = std::fs::File::open(&folder).map_err(|error| refused("open the temporary folder", &error))?.into();
+        let workspace =
+            std::fs::File::open(&folder).map_err(|error| refused("open the temporary folder", &error))?.into();
         identity.own(&workspace).map_err(|errno| refused("give the temporary folder away", &errno))?;
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
         let base = Base::build(&executable).map_err(|error| refused("build the base view", &error))?;
         let scope = cloister_types::Scope::default();
-        let built = view::build(&workspace, &plan::plan(&scope, &session), identity).map_err(|error| refused("build a view", &error))?;
+        let built = view::build(&workspace, &plan::plan(&scope, &session), identity)
+            .map_err(|error| refused("build a view", &error))?;
         let limits = Limits::default();
         let view = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
-        let root = base.session_root(view, identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
+        let root =
+            base.session_root(view, identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
         let groups = cgroups.create(&session, &limits).map_err(|error| refused("make the control groups", &error))?;
         let launched = launch::launch(root, &groups, identity, &limits, cgroups.enforced(""));
         if let Ok(sandbox) = &launched {
@@ -162,7 +173,8 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<(), Refused> {
 /// The remedy for a refused step, from what the machine says about itself.
 #[must_use]
 pub fn fix_for(step: &str, answer: &str) -> String {
-    let sysctl = |path: &str| std::fs::read_to_string(format!("/proc/sys/{path}")).unwrap_or_default().trim().to_owned();
+    let sysctl =
+        |path: &str| std::fs::read_to_string(format!("/proc/sys/{path}")).unwrap_or_default().trim().to_owned();
     if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1" {
         return "AppArmor forbids user namespaces to ordinary users here: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, \
                 or run Cloister as root"

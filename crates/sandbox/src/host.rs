@@ -13,7 +13,9 @@ use std::time::Duration;
 use cloister_types::SessionId;
 use cloister_types::link::{Enforced, Fact, FrameReader};
 use cloister_types::scope::FileAccess;
-use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, socketpair};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, socketpair,
+};
 
 use crate::confine::Limits;
 use crate::doctor;
@@ -122,7 +124,8 @@ impl Host {
     pub fn remove_private(&self, session: &SessionId) -> std::io::Result<()> {
         use std::os::fd::AsRawFd;
         // Removal by std walks by descriptor and follows no link.
-        let path = format!("/proc/self/fd/{}/{}/{session}", self.workspace.as_raw_fd(), cloister_types::scope::SESSIONS);
+        let path =
+            format!("/proc/self/fd/{}/{}/{session}", self.workspace.as_raw_fd(), cloister_types::scope::SESSIONS);
         match self.identity.act(|| std::fs::remove_dir_all(path)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -144,7 +147,9 @@ impl Host {
         self.ask(&Request::View { session: session.clone(), file_access: file_access.clone() }, &[theirs.as_fd()])?;
         drop(theirs);
         match protocol::receive(&ours)? {
-            Some((ViewReply::Built { sources }, mut fds)) if fds.len() == 1 => Ok(View::new(fds.remove(0), sources, self.identity)?),
+            Some((ViewReply::Built { sources }, mut fds)) if fds.len() == 1 => {
+                Ok(View::new(fds.remove(0), sources, self.identity)?)
+            }
             Some((ViewReply::Scope(message), _)) => Err(HostError::Scope(message)),
             Some((ViewReply::Kernel(message), _)) => Err(refused(message)),
             _ => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
@@ -195,7 +200,8 @@ fn first_fact(socket: &UnixStream) -> std::io::Result<(Fact, Vec<OwnedFd>)> {
         let mut buffer = vec![0; wanted];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        let got =
+            rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(received) = message {
                 fds.extend(received);

@@ -66,8 +66,12 @@ pub(crate) struct Sandbox {
     pub(crate) enforced: Enforced,
 }
 
-const NAMESPACES: i32 =
-    libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+const NAMESPACES: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS;
 
 /// Starts a sandbox on `root`. Called in the supervisor.
 pub(crate) fn launch(
@@ -77,8 +81,9 @@ pub(crate) fn launch(
     limits: &Limits,
     mut enforced: Enforced,
 ) -> Result<Sandbox, Refused> {
-    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .map_err(Refused::at("make init's control socket"))?;
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(Refused::at("make init's control socket"))?;
     let (pid, init) = match sys::fork_into(NAMESPACES).map_err(Refused::at("make the namespaces (clone3)"))? {
         Forked::Child => child(root, theirs, limits, &enforced),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
@@ -103,7 +108,9 @@ pub(crate) fn launch(
 
 /// Maps the inside user to the identity that owns the workspace, and nobody else.
 fn map_ids(pid: i32, identity: Identity) -> Result<(), Refused> {
-    let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text).map_err(Refused::at(&format!("write {file}")));
+    let write = |file: &str, text: String| {
+        fs::write(format!("/proc/{pid}/{file}"), text).map_err(Refused::at(&format!("write {file}")))
+    };
     if !identity.root_mode {
         write("setgroups", "deny".into())?;
     }
@@ -142,10 +149,12 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<(u32, O
 
     // The tree needs a place in this namespace before it can become the root.
     // procfs must be made while the old, unmasked one is still visible.
-    let spot = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open /proc"))?;
+    let spot =
+        rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open /proc"))?;
     let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
     mounts::attach(&root, &spot).map_err(Refused::at("move the root tree in"))?;
-    let target = rustix::fs::openat(&root, "proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open the new /proc"))?;
+    let target = rustix::fs::openat(&root, "proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Refused::at("open the new /proc"))?;
     mounts::attach(proc, target).map_err(Refused::at("attach procfs"))?;
     rustix::process::fchdir(&root).map_err(Refused::at("enter the root tree"))?;
     sys::pivot_into_cwd().map_err(Refused::at("pivot the root"))?;
@@ -156,7 +165,8 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<(u32, O
     rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::process::chdir(format!("/{WORKSPACE}")).map_err(Refused::at("enter the workspace"))?;
     fs::create_dir("/tmp/home").map_err(Refused::at("make the home folder"))?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open /dev/null"))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Refused::at("open /dev/null"))?;
     for number in 0..3 {
         sys::set_standard(&null, number).map_err(Refused::at("set the standard descriptors"))?;
     }
@@ -181,7 +191,11 @@ fn network() -> Result<OwnedFd, Errno> {
 /// filter let it through. Returns the mount limit's file, to be written last.
 fn forbid_namespaces() -> Result<OwnedFd, Errno> {
     let open = |kind: &str| {
-        rustix::fs::open(format!("/proc/sys/user/max_{kind}_namespaces"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        rustix::fs::open(
+            format!("/proc/sys/user/max_{kind}_namespaces"),
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
     };
     for kind in ["user", "net", "pid", "ipc", "uts", "cgroup"] {
         rustix::io::write(open(kind)?, b"0")?;

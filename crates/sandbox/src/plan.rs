@@ -4,9 +4,9 @@
 //! The steps are in the order in which they must be done: what lies below
 //! comes after what it lies in.
 
+use cloister_types::SessionId;
 use cloister_types::path::WorkspacePath;
 use cloister_types::scope::{Access, MEMORY, SESSIONS, Scope};
-use cloister_types::SessionId;
 
 /// What the workspace mount point itself holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -65,7 +65,9 @@ struct Spawner {
 /// A process of one thread with a mount namespace of its own, and as an
 /// ordinary user with a user namespace in which it may mount.
 pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
-    let refused = |step: &'static str| move |error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() };
+    let refused = |step: &'static str| {
+        move |error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() }
+    };
     if identity.root_mode {
         sys::unshare(libc::CLONE_NEWNS).map_err(|errno| refused("make a mount namespace (unshare)")(&errno))?;
     } else {
@@ -76,7 +78,8 @@ pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
             ("uid_map", format!("{0} {0} 1", identity.uid)),
             ("gid_map", format!("{0} {0} 1", identity.gid)),
         ] {
-            std::fs::write(format!("/proc/self/{file}"), text).map_err(|error| refused("map the own user id")(&error))?;
+            std::fs::write(format!("/proc/self/{file}"), text)
+                .map_err(|error| refused("map the own user id")(&error))?;
         }
     }
     rustix::mount::mount_change(
@@ -89,25 +92,35 @@ pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
 impl Spawner {
     fn start(workspace: &Path, agent: PathBuf) -> Result<Self, Fatal> {
         let fatal = |what: &str, error: &dyn std::fmt::Display| Fatal(format!("{what}: {error}"));
-        let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(|errno| fatal("keep the control socket", &errno))?;
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| fatal("open /dev/null", &errno))?;
+        let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
+            .map_err(|errno| fatal("keep the control socket", &errno))?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| fatal("open /dev/null", &errno))?;
         sys::set_standard(&null, 0).map_err(|errno| fatal("let go of standard input", &errno))?;
         // A Ctrl-C at the terminal is for the server, which then hangs up.
         let _ = rustix::process::setsid();
 
         let identity = Identity::current();
         let workspace_path = workspace.display().to_string();
-        let workspace = rustix::fs::openat(CWD, workspace, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| fatal(&format!("open the workspace {workspace_path}"), &errno))?;
+        let workspace =
+            rustix::fs::openat(CWD, workspace, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| fatal(&format!("open the workspace {workspace_path}"), &errno))?;
         let cgroups = Cgroups::probe();
         enter(identity).map_err(|error| fatal("enter the spawner's namespaces", &error))?;
         // The descriptor from before belongs to the old mount namespace, whose
         // mounts cannot be cloned from here.
-        let workspace_fd = rustix::fs::openat(CWD, workspace_path.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| fatal(&format!("open the workspace {workspace_path}"), &errno))?;
+        let workspace_fd = rustix::fs::openat(
+            CWD,
+            workspace_path.as_str(),
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| fatal(&format!("open the workspace {workspace_path}"), &errno))?;
         drop(workspace);
         let workspace = workspace_fd;
-        identity.act(|| reserved_folders(&workspace)).map_err(|errno| fatal("make the workspace's reserved folders", &errno))?;
+        identity
+            .act(|| reserved_folders(&workspace))
+            .map_err(|errno| fatal("make the workspace's reserved folders", &errno))?;
         let base = Base::build(&agent).map_err(|error| fatal("build the base view", &error))?;
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
         Ok(Self { control, children, workspace, base, identity, cgroups, sessions: HashMap::new() })
@@ -141,7 +154,9 @@ impl Spawner {
                     .and_then(|scope| view::build(&self.workspace, &plan::plan(&scope, &session), self.identity));
                 // The asker may be gone; that is its own affair.
                 let _ = match answer {
-                    Ok(built) => protocol::send(&fds[0], &ViewReply::Built { sources: built.sources }, &[built.tree.as_fd()]),
+                    Ok(built) => {
+                        protocol::send(&fds[0], &ViewReply::Built { sources: built.sources }, &[built.tree.as_fd()])
+                    }
                     Err(ViewError::Scope(message)) => protocol::send(&fds[0], &ViewReply::Scope(message), &[]),
                     Err(error) => protocol::send(&fds[0], &ViewReply::Kernel(error.to_string()), &[]),
                 };
@@ -162,13 +177,18 @@ impl Spawner {
         let mode = if self.identity.root_mode { "root" } else { "user" };
         let enforced = self.cgroups.enforced(mode);
         let groups = self.cgroups.create(session, limits);
-        let root = view::mounts::workspace_of(&view).and_then(|workspace| self.base.session_root(workspace, self.identity, limits));
+        let root = view::mounts::workspace_of(&view)
+            .and_then(|workspace| self.base.session_root(workspace, self.identity, limits));
         drop(view);
         let empty = self.cgroups.none();
         let (groups, ready) = match (groups, root) {
             (Ok(groups), Ok(root)) => (groups, Ok(root)),
-            (Ok(groups), Err(error)) => (groups, Err(Refused { step: "build the sandbox's root".into(), answer: error.to_string() })),
-            (Err(error), _) => (empty, Err(Refused { step: "make the control groups".into(), answer: error.to_string() })),
+            (Ok(groups), Err(error)) => {
+                (groups, Err(Refused { step: "build the sandbox's root".into(), answer: error.to_string() }))
+            }
+            (Err(error), _) => {
+                (empty, Err(Refused { step: "make the control groups".into(), answer: error.to_string() }))
+            }
         };
         match sys::fork() {
             Ok(Forked::Child) => {

@@ -56,7 +56,11 @@ fn answer(provider: &Provider, wire: Wire, headers: &HeaderMap, body: &Bytes) ->
         Wire::Chat => text("authorization").strip_prefix("Bearer ").unwrap_or_default(),
     };
     if presented != provider.key {
-        return error(StatusCode::UNAUTHORIZED, "authentication_error", "this provider wants the key that only egress attaches");
+        return error(
+            StatusCode::UNAUTHORIZED,
+            "authentication_error",
+            "this provider wants the key that only egress attaches",
+        );
     }
     let Ok(request) = serde_json::from_slice::<Value>(body) else {
         return error(StatusCode::BAD_REQUEST, "invalid_request_error", "the body is not JSON");

@@ -76,7 +76,9 @@ pub(crate) fn play(conversation: &Conversation, call: &str, attempts: &Attempts)
                 passed += 1;
                 if due {
                     let numbered = calls.iter().enumerate();
-                    answer.blocks.extend(numbered.map(|(n, call)| Block::Call { id: format!("call_{index}_{n}"), call: call.clone() }));
+                    answer.blocks.extend(
+                        numbered.map(|(n, call)| Block::Call { id: format!("call_{index}_{n}"), call: call.clone() }),
+                    );
                     return Play::Answer(answer);
                 }
             }
@@ -106,7 +108,8 @@ fn say(text: String) -> Play {
 }
 
 fn expect(pattern: &str, result: &str) -> Result<(), String> {
-    let regex = Regex::new(pattern).map_err(|error| format!("script: the expectation /{pattern}/ is not a regular expression: {error}"))?;
+    let regex = Regex::new(pattern)
+        .map_err(|error| format!("script: the expectation /{pattern}/ is not a regular expression: {error}"))?;
     if regex.is_match(result) {
         return Ok(());
     }
@@ -119,7 +122,8 @@ mod tests {
     use super::*;
 
     fn at(script: &str, steps: usize, last: &str, attempts: &Attempts) -> Play {
-        let conversation = Conversation { message: format!("```script\n{script}\n```"), steps, last_result: last.into() };
+        let conversation =
+            Conversation { message: format!("```script\n{script}\n```"), steps, last_result: last.into() };
         play(&conversation, "call", attempts)
     }
 

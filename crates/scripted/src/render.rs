@@ -19,7 +19,12 @@ pub(crate) enum Wire {
 const DELTA: usize = 24;
 
 /// Streams the answer; a cut ends with an error, which drops the connection.
-pub(crate) fn stream(wire: Wire, answer: Answer, model: String, input_tokens: u64) -> impl Stream<Item = std::io::Result<Bytes>> {
+pub(crate) fn stream(
+    wire: Wire,
+    answer: Answer,
+    model: String,
+    input_tokens: u64,
+) -> impl Stream<Item = std::io::Result<Bytes>> {
     let (delay, pace) = (Duration::from_millis(answer.delay_ms), Duration::from_millis(answer.pace_ms));
     let mut chunks = match wire {
         Wire::Anthropic => anthropic(&answer, &model, input_tokens),
@@ -73,22 +78,32 @@ fn anthropic(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
                 pieces(text).into_iter().map(|piece| json!({"type": "text_delta", "text": piece})).collect(),
             ),
             Block::Thinking(text) => {
-                let thinking = pieces(text).into_iter().map(|piece| json!({"type": "thinking_delta", "thinking": piece}));
+                let thinking =
+                    pieces(text).into_iter().map(|piece| json!({"type": "thinking_delta", "thinking": piece}));
                 let signature = json!({"type": "signature_delta", "signature": "c2NyaXB0ZWQ="});
                 (json!({"type": "thinking", "thinking": "", "signature": ""}), thinking.chain([signature]).collect())
             }
             Block::Call { id, call } => (
                 json!({"type": "tool_use", "id": id, "name": call.tool, "input": {}}),
-                pieces(&arguments(&call.input)).into_iter().map(|piece| json!({"type": "input_json_delta", "partial_json": piece})).collect(),
+                pieces(&arguments(&call.input))
+                    .into_iter()
+                    .map(|piece| json!({"type": "input_json_delta", "partial_json": piece}))
+                    .collect(),
             ),
         };
         out.push(event(json!({"type": "content_block_start", "index": index, "content_block": start})));
-        out.extend(deltas.into_iter().map(|delta| event(json!({"type": "content_block_delta", "index": index, "delta": delta}))));
+        out.extend(
+            deltas
+                .into_iter()
+                .map(|delta| event(json!({"type": "content_block_delta", "index": index, "delta": delta}))),
+        );
         out.push(event(json!({"type": "content_block_stop", "index": index})));
     }
     let stop = if calls(answer) { "tool_use" } else { "end_turn" };
     let delta = json!({"stop_reason": stop, "stop_sequence": null});
-    out.push(event(json!({"type": "message_delta", "delta": delta, "usage": {"output_tokens": output_tokens(answer)}})));
+    out.push(event(
+        json!({"type": "message_delta", "delta": delta, "usage": {"output_tokens": output_tokens(answer)}}),
+    ));
     out.push(event(json!({"type": "message_stop"})));
     out
 }
@@ -98,19 +113,26 @@ fn chat(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
         let chunk = json!({"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0, "model": model, "choices": choices, "usage": usage});
         format!("data: {chunk}\n\n")
     };
-    let delta = |delta: Value, finish: Value| envelope(json!([{"index": 0, "delta": delta, "finish_reason": finish}]), Value::Null);
+    let delta = |delta: Value, finish: Value| {
+        envelope(json!([{"index": 0, "delta": delta, "finish_reason": finish}]), Value::Null)
+    };
     let mut out = vec![delta(json!({"role": "assistant", "content": ""}), Value::Null)];
     let mut calls_made = 0;
     for block in &answer.blocks {
         match block {
-            Block::Text(text) => out.extend(pieces(text).into_iter().map(|piece| delta(json!({"content": piece}), Value::Null))),
+            Block::Text(text) => {
+                out.extend(pieces(text).into_iter().map(|piece| delta(json!({"content": piece}), Value::Null)))
+            }
             Block::Thinking(text) => {
-                out.extend(pieces(text).into_iter().map(|piece| delta(json!({"reasoning_content": piece}), Value::Null)));
+                out.extend(
+                    pieces(text).into_iter().map(|piece| delta(json!({"reasoning_content": piece}), Value::Null)),
+                );
             }
             Block::Call { id, call } => {
                 let head = json!({"index": calls_made, "id": id, "type": "function", "function": {"name": call.tool, "arguments": ""}});
                 out.push(delta(json!({"tool_calls": [head]}), Value::Null));
-                let more = |piece: String| json!({"tool_calls": [{"index": calls_made, "function": {"arguments": piece}}]});
+                let more =
+                    |piece: String| json!({"tool_calls": [{"index": calls_made, "function": {"arguments": piece}}]});
                 out.extend(pieces(&arguments(&call.input)).into_iter().map(|piece| delta(more(piece), Value::Null)));
                 calls_made += 1;
             }
@@ -118,7 +140,8 @@ fn chat(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
     }
     out.push(delta(json!({}), if calls(answer) { "tool_calls" } else { "stop" }.into()));
     let output = output_tokens(answer);
-    let usage = json!({"prompt_tokens": input_tokens, "completion_tokens": output, "total_tokens": input_tokens + output});
+    let usage =
+        json!({"prompt_tokens": input_tokens, "completion_tokens": output, "total_tokens": input_tokens + output});
     out.push(envelope(json!([]), usage));
     out.push("data: [DONE]\n\n".to_owned());
     out

@@ -57,7 +57,10 @@ pub(crate) fn chat(request: &Value) -> Conversation {
     for message in request["messages"].as_array().into_iter().flatten() {
         match message["role"].as_str() {
             Some("user") => conversation.user(&text_of(&message["content"])),
-            Some("assistant") => conversation.steps += usize::from(message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())),
+            Some("assistant") => {
+                conversation.steps +=
+                    usize::from(message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()))
+            }
             Some("tool") => conversation.last_result = text_of(&message["content"]),
             _ => {}
         }

@@ -19,7 +19,11 @@ pub(crate) enum Line {
     /// Calls made side by side in one answer; often just one.
     Calls(Vec<Call>),
     Sleep(u64),
-    Fail { status: u16, times: u32, retry_after: Option<f64> },
+    Fail {
+        status: u16,
+        times: u32,
+        retry_after: Option<f64>,
+    },
     Cut,
     Expect(String),
 }
@@ -61,7 +65,10 @@ pub(crate) fn find(message: &str) -> Script {
 fn parse(text: &str) -> Script {
     let mut lines = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        match serde_json::from_str::<Value>(line).map_err(|error| error.to_string()).and_then(|value| parse_line(&value)) {
+        match serde_json::from_str::<Value>(line)
+            .map_err(|error| error.to_string())
+            .and_then(|value| parse_line(&value))
+        {
             Ok(line) => lines.push(line),
             Err(why) => return Script::Bad(format!("line {} of the script cannot be played: {why}", index + 1)),
         }
@@ -113,7 +120,9 @@ mod tests {
     #[test]
     fn other_messages_have_none_and_bad_lines_are_named() {
         assert_eq!(find("hello ``` {\"say\":1} ```"), Script::None);
-        assert!(matches!(find("```script\n{\"say\":\"a\"}\n{\"dance\":1}\n```"), Script::Bad(why) if why.contains("line 2")));
+        assert!(
+            matches!(find("```script\n{\"say\":\"a\"}\n{\"dance\":1}\n```"), Script::Bad(why) if why.contains("line 2"))
+        );
         assert!(matches!(find(" Tour\n"), Script::Lines(lines) if lines.len() > 5));
     }
 }

@@ -176,7 +176,8 @@ impl Config {
     /// Everything that can be checked without opening anything.
     fn check(&self) -> Result<(), String> {
         let plain = |text: &str, most: usize, also: &[u8]| {
-            (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || also.contains(&byte))
+            (1..=most).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || also.contains(&byte))
         };
         if !plain(&self.tenant, 63, b"-") {
             return Err(format!("tenant {:?} must be 1 to 63 of a-z, 0-9 and -", self.tenant));
@@ -184,7 +185,10 @@ impl Config {
         let mut names = BTreeMap::new();
         for model in &self.models {
             if !plain(&model.name.to_ascii_lowercase(), 64, b"._-") || model.name.starts_with('.') {
-                return Err(format!("model name {:?} must be 1 to 64 of letters, digits, '.', '_' and '-'", model.name));
+                return Err(format!(
+                    "model name {:?} must be 1 to 64 of letters, digits, '.', '_' and '-'",
+                    model.name
+                ));
             }
             if names.insert(&model.name, ()).is_some() {
                 return Err(format!("two models are named {:?}", model.name));
@@ -214,7 +218,11 @@ impl Config {
             default_model: chosen.map_or_else(String::new, |model| model.name.clone()),
             models,
             defaults: Defaults { persistent: self.session_defaults.persistent, ttl: self.session_defaults.ttl },
-            turn: TurnLimits { steps: self.limits.steps, tokens: self.limits.tokens, time_ms: self.limits.turn_seconds.saturating_mul(1000) },
+            turn: TurnLimits {
+                steps: self.limits.steps,
+                tokens: self.limits.tokens,
+                time_ms: self.limits.turn_seconds.saturating_mul(1000),
+            },
             sandbox: self.sandbox,
             live_sessions: self.limits.live_sessions,
             sandbox_idle: Duration::from_secs(self.limits.sandbox_idle_seconds),
@@ -293,7 +301,15 @@ mod tests {
     #[test]
     fn a_key_never_travels_in_the_clear_or_to_a_private_place_unasked() {
         assert!(parse(&format!("{MODEL}base_url = 'https://api.example.com/v1'")).is_ok());
-        for bad in ["http://api.example.com", "https://127.0.0.1:9", "https://[::1]", "https://a@b", "ftp://x", "https://x/?q", "https://10.0.0.1/v1"] {
+        for bad in [
+            "http://api.example.com",
+            "https://127.0.0.1:9",
+            "https://[::1]",
+            "https://a@b",
+            "ftp://x",
+            "https://x/?q",
+            "https://10.0.0.1/v1",
+        ] {
             assert!(parse(&format!("{MODEL}base_url = '{bad}'")).is_err(), "{bad}");
         }
         assert!(parse(&format!("{MODEL}base_url = 'http://127.0.0.1:9'\nallow_private = true")).is_ok());

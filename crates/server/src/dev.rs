@@ -29,7 +29,8 @@ pub struct Dev {
 /// Where clients on this machine find a development server.
 const CLIENT_FILE: &str = "client.json";
 /// The scripted model, once for each wire.
-const SCRIPTED: [(&str, Wire, &str); 2] = [("scripted", Wire::AnthropicMessages, ""), ("scripted-chat", Wire::OpenaiChat, "/v1")];
+const SCRIPTED: [(&str, Wire, &str); 2] =
+    [("scripted", Wire::AnthropicMessages, ""), ("scripted-chat", Wire::OpenaiChat, "/v1")];
 
 /// Runs until SIGTERM or Ctrl-C, then ends everything that it started.
 /// `announce` is called once the API answers, with its URL and key.
@@ -46,9 +47,12 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
     };
     let address = options.listen.unwrap_or(config.listen);
     if !address.ip().is_loopback() {
-        return Err(ServerError::Config(format!("dev listens on loopback alone, not on {address}; use cloister serve")));
+        return Err(ServerError::Config(format!(
+            "dev listens on loopback alone, not on {address}; use cloister serve"
+        )));
     }
-    make_private_folder(&options.data).map_err(ServerError::start(format!("make the data directory {}", options.data.display())))?;
+    make_private_folder(&options.data)
+        .map_err(ServerError::start(format!("make the data directory {}", options.data.display())))?;
     let provider = scripted_provider(&mut config, &options.data).await?;
     let scripted: Vec<&str> = SCRIPTED.iter().map(|(name, ..)| *name).collect();
     let tenant = Tenant::open(&config, &options.data, &scripted).await?;
@@ -77,13 +81,18 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
 
 /// Starts the scripted provider and adds its models, unless the configuration
 /// has models of those names.
-async fn scripted_provider(config: &mut Config, data: &std::path::Path) -> Result<tokio::task::JoinHandle<()>, ServerError> {
+async fn scripted_provider(
+    config: &mut Config,
+    data: &std::path::Path,
+) -> Result<tokio::task::JoinHandle<()>, ServerError> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|error| ServerError::Start(error.to_string()))?;
     let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let key_file = std::path::absolute(data.join("scripted-key")).map_err(ServerError::start("find the data directory"))?;
+    let key_file =
+        std::path::absolute(data.join("scripted-key")).map_err(ServerError::start("find the data directory"))?;
     write_private(&key_file, key.as_bytes()).map_err(ServerError::start("write the scripted provider's key"))?;
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(ServerError::start("start the scripted provider"))?;
+    let listener =
+        TcpListener::bind(("127.0.0.1", 0)).await.map_err(ServerError::start("start the scripted provider"))?;
     let address = listener.local_addr().map_err(ServerError::start("start the scripted provider"))?;
     let has_default = config.models.iter().any(|model| model.default);
     for (index, (name, wire, path)) in SCRIPTED.into_iter().enumerate() {

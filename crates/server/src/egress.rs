@@ -34,7 +34,10 @@ struct State {
 
 impl Egress {
     /// Starts the process and the watch over it.
-    pub(crate) fn start(executable: PathBuf, models: std::collections::BTreeMap<String, Upstream>) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start(
+        executable: PathBuf,
+        models: std::collections::BTreeMap<String, Upstream>,
+    ) -> std::io::Result<Arc<Self>> {
         let egress = Arc::new(Self { executable, models, state: Mutex::default() });
         egress.spawn(&mut egress.lock())?;
         let watched = Arc::downgrade(&egress);
@@ -56,7 +59,8 @@ impl Egress {
 
     fn spawn(&self, state: &mut State) -> std::io::Result<()> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let child = Command::new(&self.executable).arg("egress").stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn()?;
+        let child =
+            Command::new(&self.executable).arg("egress").stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn()?;
         control::send(&ours, &Order::Models(self.models.clone()), None)?;
         for (session, (listener, models)) in &state.listeners {
             let order = Order::Attach { session: session.clone(), models: models.clone() };

@@ -43,7 +43,8 @@ pub(crate) async fn development(store: &Store, tenant: &str, data: &Path) -> Res
         return Ok(key);
     }
     let key = make(store, tenant, "default").await?;
-    crate::files::write_private(&path, key.reveal().as_bytes()).map_err(ServerError::start("write the development key"))?;
+    crate::files::write_private(&path, key.reveal().as_bytes())
+        .map_err(ServerError::start("write the development key"))?;
     Ok(key)
 }
 

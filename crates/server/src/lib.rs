@@ -23,7 +23,8 @@ pub use serve::{Serve, serve};
 /// # Errors
 /// See [`cloister_egress::main`].
 pub async fn egress() -> Result<(), ServerError> {
-    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(|errno| ServerError::Start(errno.to_string()))?;
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
+        .map_err(|errno| ServerError::Start(errno.to_string()))?;
     cloister_egress::main(control).await.map_err(|error| ServerError::Start(error.to_string()))
 }
 

@@ -33,8 +33,10 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let config = Config::read(&options.config)?;
     let address = options.listen.unwrap_or(config.listen);
     let data = options.data.or_else(|| config.data.clone());
-    let data = data.ok_or_else(|| ServerError::Config("no data directory: set data in the configuration, or --data".into()))?;
-    let scripted: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).filter(|name| name.starts_with("scripted")).collect();
+    let data =
+        data.ok_or_else(|| ServerError::Config("no data directory: set data in the configuration, or --data".into()))?;
+    let scripted: Vec<&str> =
+        config.models.iter().map(|model| model.name.as_str()).filter(|name| name.starts_with("scripted")).collect();
     if !scripted.is_empty() && !options.allow_scripted {
         return Err(ServerError::Config(format!(
             "model {:?} is a scripted one, which is no language model: remove it, or say --allow-scripted",
@@ -43,7 +45,9 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     }
     let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
     if acceptor.is_none() && !address.ip().is_loopback() {
-        return Err(ServerError::Config(format!("plain HTTP is for loopback alone; {address} needs a [tls] table with certificate and key")));
+        return Err(ServerError::Config(format!(
+            "plain HTTP is for loopback alone; {address} needs a [tls] table with certificate and key"
+        )));
     }
     let tenant = Tenant::open(&config, &data, &scripted).await?;
     let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;

@@ -49,23 +49,32 @@ impl Tenant {
     /// Opens the data directory and starts the children.
     pub(crate) async fn open(config: &Config, data: &Path, scripted: &[&str]) -> Result<Self, ServerError> {
         if config.models.is_empty() {
-            return Err(ServerError::Config("no model is configured: add a [[model]] table (docs/configuration.md)".into()));
+            return Err(ServerError::Config(
+                "no model is configured: add a [[model]] table (docs/configuration.md)".into(),
+            ));
         }
         let executables = Executables::find()?;
         make_private_folder(data).map_err(ServerError::start(format!("make the data directory {}", data.display())))?;
-        let store = Store::open(&data.join("tenant.db"), &config.tenant).map_err(|error| ServerError::Start(error.to_string()))?;
-        let workspace = std::path::absolute(data.join("workspace")).map_err(ServerError::start("find the workspace"))?;
+        let store = Store::open(&data.join("tenant.db"), &config.tenant)
+            .map_err(|error| ServerError::Start(error.to_string()))?;
+        let workspace =
+            std::path::absolute(data.join("workspace")).map_err(ServerError::start("find the workspace"))?;
         let (sandbox, agent) = (executables.sandbox, executables.agent);
         let host = tokio::task::spawn_blocking(move || Host::start(&sandbox, &agent, &workspace))
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?
             .map_err(ServerError::start("start the sandbox spawner"))?;
-        let egress = Egress::start(executables.cloister, config.for_egress()).map_err(ServerError::start("start egress"))?;
+        let egress =
+            Egress::start(executables.cloister, config.for_egress()).map_err(ServerError::start("start egress"))?;
         let sessions = Sessions::open(config.for_sessions(scripted), store.clone(), host, egress.clone())
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?;
         let clock = tokio::spawn(sessions.clone().keep_time());
-        let api = cloister_api::Api { sessions: sessions.clone(), tenant: config.tenant.clone(), upload_limit: config.limits.upload_bytes };
+        let api = cloister_api::Api {
+            sessions: sessions.clone(),
+            tenant: config.tenant.clone(),
+            upload_limit: config.limits.upload_bytes,
+        };
         Ok(Self { router: cloister_api::router(Arc::new(api)), store, sessions, egress, clock })
     }
 

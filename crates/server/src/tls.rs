@@ -10,7 +10,9 @@ use crate::ServerError;
 use crate::config::Tls;
 
 pub(crate) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServerError> {
-    let bad = |path: &std::path::Path, error: &dyn std::fmt::Display| ServerError::Config(format!("{}: {error}", path.display()));
+    let bad = |path: &std::path::Path, error: &dyn std::fmt::Display| {
+        ServerError::Config(format!("{}: {error}", path.display()))
+    };
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&tls.certificate)
         .and_then(Iterator::collect)
         .map_err(|error| bad(&tls.certificate, &error))?;

@@ -36,10 +36,12 @@ impl Sessions {
         self.store.delete_session(id, clock::now()).await?;
         self.remove(id);
         let (host, private) = (self.host.clone(), id.clone());
-        if let Err(error) = blocking(move || host.remove_private(&private).map_err(|error| {
-            tracing::warn!(%error, "the private folder stays");
-            SessionError::new(cloister_types::ErrorCode::Internal, error.to_string())
-        }))
+        if let Err(error) = blocking(move || {
+            host.remove_private(&private).map_err(|error| {
+                tracing::warn!(%error, "the private folder stays");
+                SessionError::new(cloister_types::ErrorCode::Internal, error.to_string())
+            })
+        })
         .await
         {
             tracing::warn!(session = %id, %error, "a deleted session left files");

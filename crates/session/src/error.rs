@@ -50,7 +50,11 @@ impl From<HostError> for SessionError {
             HostError::Scope(message) => Self::new(ErrorCode::InvalidRequest, message),
             HostError::Refused { message, fix } => {
                 tracing::error!(%message, "sandbox refused");
-                Self { code: ErrorCode::SandboxUnavailable, message: format!("the sandbox could not be made: {message}"), hint: Some(fix) }
+                Self {
+                    code: ErrorCode::SandboxUnavailable,
+                    message: format!("the sandbox could not be made: {message}"),
+                    hint: Some(fix),
+                }
             }
             HostError::Gone(error) => {
                 tracing::error!(%error, "spawner");
@@ -71,7 +75,9 @@ impl From<FileError> for SessionError {
             FileError::NotEmpty => (ErrorCode::IsDirectory, "the directory is not empty"),
             FileError::WrongKind => (ErrorCode::Conflict, "the path exists and is of another kind"),
             FileError::Pinned => (ErrorCode::Conflict, "the path is part of the session's scope and stays"),
-            FileError::Precondition => (ErrorCode::PreconditionFailed, "the file is not in the state that the request demands"),
+            FileError::Precondition => {
+                (ErrorCode::PreconditionFailed, "the file is not in the state that the request demands")
+            }
             FileError::NoSpace => (ErrorCode::StorageFull, "no space is left for this file"),
             FileError::BadName => (ErrorCode::InvalidPath, "the file system cannot hold this name"),
             FileError::Busy => (ErrorCode::Unavailable, "the path is being moved around; try again"),

@@ -104,7 +104,8 @@ impl Upload {
     /// The disk is full, or broken.
     pub async fn write(mut self, bytes: impl AsRef<[u8]> + Send + 'static) -> Result<Self, SessionError> {
         blocking(move || {
-            std::io::Write::write_all(&mut self.inner.file, bytes.as_ref()).map_err(|error| SessionError::from(files::FileError::from(error)))?;
+            std::io::Write::write_all(&mut self.inner.file, bytes.as_ref())
+                .map_err(|error| SessionError::from(files::FileError::from(error)))?;
             Ok::<_, SessionError>(self)
         })
         .await

@@ -25,11 +25,11 @@ mod registry;
 mod state;
 mod turn;
 
-pub use config::{Config, Defaults, Model};
 pub use cloister_sandbox::confine::Limits as SandboxLimits;
 pub use cloister_sandbox::doctor;
 pub use cloister_sandbox::files::{Condition, Entry as FolderEntry, Found, Opened, Written};
 pub use cloister_sandbox::host::Host;
+pub use config::{Config, Defaults, Model};
 pub use error::SessionError;
 pub use feed::Subscription;
 pub use files::{Files, Upload};

@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::registry::{Session, Sessions};
 use crate::SessionError;
+use crate::registry::{Session, Sessions};
 
 /// The way out, as this crate sees it: it hands listeners over.
 pub trait Gateway: Send + Sync {
@@ -119,11 +119,21 @@ impl Sessions {
     }
 
     /// Starts a sandbox for the session on its present view.
-    pub(crate) async fn launch(&self, session: &Session, view: Arc<View>, slot: OwnedSemaphorePermit) -> Result<Sandbox, SessionError> {
-        let (host, id, limits, for_launch) = (self.host.clone(), session.stored.id.clone(), self.config.sandbox, view.clone());
+    pub(crate) async fn launch(
+        &self,
+        session: &Session,
+        view: Arc<View>,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Sandbox, SessionError> {
+        let (host, id, limits, for_launch) =
+            (self.host.clone(), session.stored.id.clone(), self.config.sandbox, view.clone());
         let launched = blocking(move || host.launch(&id, &for_launch, &limits)).await?;
-        launched.link.set_nonblocking(true).map_err(|error| SessionError::new(cloister_types::ErrorCode::Internal, error.to_string()))?;
-        let link = UnixStream::from_std(launched.link).map_err(|error| SessionError::new(cloister_types::ErrorCode::Internal, error.to_string()))?;
+        launched
+            .link
+            .set_nonblocking(true)
+            .map_err(|error| SessionError::new(cloister_types::ErrorCode::Internal, error.to_string()))?;
+        let link = UnixStream::from_std(launched.link)
+            .map_err(|error| SessionError::new(cloister_types::ErrorCode::Internal, error.to_string()))?;
         let models = vec![session.stored.model.clone()];
         self.gateway.attach(&session.stored.id, launched.listener, models).map_err(|error| {
             tracing::error!(%error, "egress");

@@ -17,14 +17,21 @@ impl Sessions {
         for turn in self.store.open_turns().await? {
             tracing::warn!(session = %turn.session, turn = %turn.id, "ending a turn that the last server left open");
             let message = "the server ended in the middle of the turn; send the message again to go on";
-            let scripted = self.find(&turn.session).ok().and_then(|s| self.config.model(&s.stored.model).map(|m| m.scripted));
+            let scripted =
+                self.find(&turn.session).ok().and_then(|s| self.config.model(&s.stored.model).map(|m| m.scripted));
             self.fail(&turn.id, ErrorCode::Interrupted, message, scripted.unwrap_or_default()).await;
         }
         Ok(())
     }
 
     /// Closes the open block of a turn's log and appends the error event.
-    pub(crate) async fn try_fail(&self, turn: &ResponseId, code: ErrorCode, message: &str, scripted: bool) -> Result<u64> {
+    pub(crate) async fn try_fail(
+        &self,
+        turn: &ResponseId,
+        code: ErrorCode,
+        message: &str,
+        scripted: bool,
+    ) -> Result<u64> {
         let (mut next, open) = self.tail(turn).await?;
         let mut items = Vec::new();
         let mut push = |kind, fields: Map<String, Value>| {

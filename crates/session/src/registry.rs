@@ -97,11 +97,25 @@ impl Sessions {
     ///
     /// # Errors
     /// The store's.
-    pub async fn open(config: Config, store: Store, host: Host, gateway: Arc<dyn Gateway>) -> Result<Arc<Self>, SessionError> {
+    pub async fn open(
+        config: Config,
+        store: Store,
+        host: Host,
+        gateway: Arc<dyn Gateway>,
+    ) -> Result<Arc<Self>, SessionError> {
         let slots = Arc::new(Semaphore::new(config.live_sessions));
         let stored = store.sessions().await?;
         let map = stored.into_iter().map(|stored| (stored.id.clone(), Arc::new(Session::new(stored)))).collect();
-        let sessions = Arc::new(Self { config, store, host: Arc::new(host), gateway, feeds: Feeds::default(), slots, closing: AtomicBool::new(false), map: RwLock::new(map) });
+        let sessions = Arc::new(Self {
+            config,
+            store,
+            host: Arc::new(host),
+            gateway,
+            feeds: Feeds::default(),
+            slots,
+            closing: AtomicBool::new(false),
+            map: RwLock::new(map),
+        });
         sessions.recover().await?;
         Ok(sessions)
     }
@@ -166,7 +180,11 @@ impl Sessions {
             busy: state.turn().is_some(),
             persistent: stored.persistent,
             ttl: stored.ttl,
-            status: if matches!(state, State::Destroying { .. }) { SessionStatus::Destroying } else { SessionStatus::Ready },
+            status: if matches!(state, State::Destroying { .. }) {
+                SessionStatus::Destroying
+            } else {
+                SessionStatus::Ready
+            },
             metadata: stored.metadata,
             file_access: stored.file_access,
             model: stored.model,
@@ -180,13 +198,19 @@ impl Sessions {
     ///
     /// # Errors
     /// Not found, for a turn of another session too.
-    pub async fn subscribe(&self, id: &SessionId, turn: &ResponseId, after: Option<u64>) -> Result<Subscription, SessionError> {
+    pub async fn subscribe(
+        &self,
+        id: &SessionId,
+        turn: &ResponseId,
+        after: Option<u64>,
+    ) -> Result<Subscription, SessionError> {
         self.find(id)?;
         let next = after.map_or(0, |seq| seq.saturating_add(1));
         // Before the look at the store: a turn that ends in between is then
         // still seen to its end through the receiver.
         let head = self.feeds.subscribe(turn);
-        let stored = self.store.turn(turn).await?.filter(|turn| turn.session == *id).ok_or_else(SessionError::no_turn)?;
+        let stored =
+            self.store.turn(turn).await?.filter(|turn| turn.session == *id).ok_or_else(SessionError::no_turn)?;
         match head {
             Some(head) => Ok(Subscription::live(self.store.clone(), stored.id, next, head)),
             None => {
@@ -261,6 +285,7 @@ impl Sessions {
 /// Fresh random bytes for an id.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], SessionError> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| SessionError::new(ErrorCode::Internal, format!("no randomness: {error}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| SessionError::new(ErrorCode::Internal, format!("no randomness: {error}")))?;
     Ok(bytes)
 }

@@ -77,7 +77,9 @@ impl State {
             (Self::Working { turn, cancelling: false }, Ask::Cancel(which)) if *turn == which => {
                 (Self::Working { turn: which, cancelling: true }, Verdict::Accepted)
             }
-            (Self::Working { turn, cancelling: true }, Ask::Cancel(which)) if *turn == which => return Verdict::AlreadySo,
+            (Self::Working { turn, cancelling: true }, Ask::Cancel(which)) if *turn == which => {
+                return Verdict::AlreadySo;
+            }
             (Self::Destroying { turn: Some(turn) }, Ask::Cancel(which)) if *turn == which => return Verdict::AlreadySo,
             (_, Ask::Cancel(_)) => return Verdict::NotRunning,
 
@@ -88,7 +90,9 @@ impl State {
             (_, Ask::Finish(_)) => return Verdict::NotRunning,
 
             (Self::Idle, Ask::Destroy) => (Self::Destroying { turn: None }, Verdict::Accepted),
-            (Self::Working { turn, .. }, Ask::Destroy) => (Self::Destroying { turn: Some(turn.clone()) }, Verdict::Accepted),
+            (Self::Working { turn, .. }, Ask::Destroy) => {
+                (Self::Destroying { turn: Some(turn.clone()) }, Verdict::Accepted)
+            }
             (Self::Destroying { .. }, Ask::Destroy) => return Verdict::AlreadySo,
         };
         *self = next;

@@ -155,7 +155,9 @@ impl Sessions {
                         items.push(LogItem::Event(StoredEvent { seq, kind, data }));
                     }
                     Fact::Entry { response_id, entry } if response_id == *turn => items.push(LogItem::Entry(entry)),
-                    Fact::Ended { response_id, outcome, usage, output_text, sandbox_gone: gone } if response_id == *turn => {
+                    Fact::Ended { response_id, outcome, usage, output_text, sandbox_gone: gone }
+                        if response_id == *turn =>
+                    {
                         sandbox_gone = gone;
                         finish = Some(finished(outcome, usage, output_text));
                     }

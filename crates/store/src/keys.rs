@@ -12,7 +12,10 @@ impl Store {
     pub async fn add_key(&self, hash: [u8; 32], caller: &str, now: f64) -> Result<()> {
         let caller = caller.to_owned();
         self.write(move |db| {
-            db.execute("INSERT OR REPLACE INTO api_key (hash, caller, created_at) VALUES (?1, ?2, ?3)", params![hash, caller, now])?;
+            db.execute(
+                "INSERT OR REPLACE INTO api_key (hash, caller, created_at) VALUES (?1, ?2, ?3)",
+                params![hash, caller, now],
+            )?;
             Ok(())
         })
         .await
@@ -24,7 +27,10 @@ impl Store {
     /// The store's.
     pub async fn caller_of(&self, hash: [u8; 32]) -> Result<Option<String>> {
         self.read(move |db| {
-            Ok(db.prepare_cached("SELECT caller FROM api_key WHERE hash = ?1")?.query_row([hash], |row| row.get(0)).optional()?)
+            Ok(db
+                .prepare_cached("SELECT caller FROM api_key WHERE hash = ?1")?
+                .query_row([hash], |row| row.get(0))
+                .optional()?)
         })
         .await
     }

@@ -85,18 +85,27 @@ impl Store {
     }
 
     /// Queues a change and waits until it is durable.
-    async fn write<T: Send + 'static>(&self, change: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         self.inner.writer.run(change).await
     }
 
     /// Runs a query on a connection of its own, off the async threads.
-    async fn read<T: Send + 'static>(&self, query: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let inner = self.inner.clone();
         let task = tokio::task::spawn_blocking(move || {
             let pooled = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let connection = match pooled {
                 Some(connection) => connection,
-                None => Connection::open_with_flags(&inner.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?,
+                None => Connection::open_with_flags(
+                    &inner.path,
+                    OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+                )?,
             };
             let outcome = query(&connection);
             inner.readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
@@ -107,7 +116,8 @@ impl Store {
 }
 
 fn migrate(connection: &mut Connection) -> Result<()> {
-    let version: usize = connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))?.try_into().unwrap_or(usize::MAX);
+    let version: usize =
+        connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))?.try_into().unwrap_or(usize::MAX);
     if version > MIGRATIONS.len() {
         return Err(StoreError::Foreign("the data directory was written by a newer version of Cloister".into()));
     }

@@ -19,7 +19,6 @@ pub enum LogItem {
     Entry(Entry),
 }
 
-
 pub(crate) fn insert(db: &Connection, turn: &ResponseId, items: &[LogItem]) -> Result<()> {
     let mut statement = db.prepare_cached("INSERT INTO log (turn, seq, kind, body) VALUES (?1, ?2, ?3, ?4)")?;
     for item in items {
@@ -43,7 +42,9 @@ impl Store {
     pub async fn events(&self, turn: &ResponseId, from: u64, limit: usize) -> Result<Vec<StoredEvent>> {
         let turn = turn.clone();
         self.read(move |db| {
-            let mut statement = db.prepare_cached("SELECT seq, kind, body FROM log WHERE turn = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3")?;
+            let mut statement = db.prepare_cached(
+                "SELECT seq, kind, body FROM log WHERE turn = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3",
+            )?;
             let mut rows = statement.query(params![turn.as_str(), from.cast_signed(), limit as i64])?;
             let mut events = Vec::new();
             while let Some(row) = rows.next()? {

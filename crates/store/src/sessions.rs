@@ -80,7 +80,8 @@ impl Store {
     /// The store's.
     pub async fn sessions(&self) -> Result<Vec<StoredSession>> {
         self.read(|db| {
-            let mut statement = db.prepare_cached("SELECT * FROM session WHERE deleted_at IS NULL ORDER BY created_at, id")?;
+            let mut statement =
+                db.prepare_cached("SELECT * FROM session WHERE deleted_at IS NULL ORDER BY created_at, id")?;
             let mut rows = statement.query([])?;
             let mut sessions = Vec::new();
             while let Some(row) = rows.next()? {
@@ -98,7 +99,8 @@ impl Store {
     pub async fn touch_session(&self, id: &SessionId, now: f64) -> Result<()> {
         let id = id.clone();
         self.write(move |db| {
-            db.prepare_cached("UPDATE session SET last_activity = max(last_activity, ?2) WHERE id = ?1")?.execute(params![id.as_str(), now])?;
+            db.prepare_cached("UPDATE session SET last_activity = max(last_activity, ?2) WHERE id = ?1")?
+                .execute(params![id.as_str(), now])?;
             Ok(())
         })
         .await
@@ -126,7 +128,10 @@ impl Store {
     pub async fn purge(&self, deleted_before: f64, now: f64) -> Result<()> {
         self.write(move |db| {
             const GONE: &str = "SELECT id FROM session WHERE deleted_at < ?1";
-            db.execute(&format!("DELETE FROM log WHERE turn IN (SELECT id FROM turn WHERE session IN ({GONE}))"), [deleted_before])?;
+            db.execute(
+                &format!("DELETE FROM log WHERE turn IN (SELECT id FROM turn WHERE session IN ({GONE}))"),
+                [deleted_before],
+            )?;
             db.execute(&format!("DELETE FROM turn WHERE session IN ({GONE})"), [deleted_before])?;
             db.execute("DELETE FROM session WHERE deleted_at < ?1", [deleted_before])?;
             db.execute("DELETE FROM idempotency WHERE expires_at < ?1", [now])?;

@@ -37,7 +37,13 @@ fn accept(turn: u8, key: Option<(&str, u8)>) -> Accept {
 }
 
 fn finish() -> Finish {
-    Finish { status: TurnStatus::Completed, output_text: "done".into(), usage: Usage::default(), error: None, now: 20.0 }
+    Finish {
+        status: TurnStatus::Completed,
+        output_text: "done".into(),
+        usage: Usage::default(),
+        error: None,
+        now: 20.0,
+    }
 }
 
 #[tokio::test]
@@ -51,7 +57,10 @@ async fn a_turn_from_acceptance_to_its_end_survives_reopening() {
         assert_eq!(store.accept_turn(accept(1, None)).await.unwrap(), Acceptance::Accepted);
         assert_eq!(store.accept_turn(accept(2, None)).await.unwrap(), Acceptance::Busy);
         store.append(&turn, vec![event(1, EventKind::TextStart)], None).await.unwrap();
-        assert!(store.append(&turn, vec![event(1, EventKind::TextStop)], None).await.is_err(), "a number is given once");
+        assert!(
+            store.append(&turn, vec![event(1, EventKind::TextStop)], None).await.is_err(),
+            "a number is given once"
+        );
         store.append(&turn, vec![event(2, EventKind::MessageCompleted)], Some(finish())).await.unwrap();
     }
     let store = Store::open(&path, "acme").unwrap();

@@ -232,7 +232,8 @@ impl Store {
     /// The store's.
     pub async fn open_turns(&self) -> Result<Vec<StoredTurn>> {
         self.read(|db| {
-            let mut statement = db.prepare_cached("SELECT * FROM turn WHERE status = 'in_progress' ORDER BY created_at")?;
+            let mut statement =
+                db.prepare_cached("SELECT * FROM turn WHERE status = 'in_progress' ORDER BY created_at")?;
             let mut rows = statement.query([])?;
             let mut turns = Vec::new();
             while let Some(row) = rows.next()? {

@@ -36,7 +36,8 @@ mod tests {
         assert_eq!(parse("90s"), Some(Duration::from_secs(90)));
         assert_eq!(parse("1h30m"), Some(Duration::from_secs(5400)));
         assert_eq!(parse("1h2m3s"), Some(Duration::from_secs(3723)));
-        for bad in ["", "0s", "0h0m", "1", "h", "1x", "30m1h", "1h1h", "-1s", "1 h", "99999999999999999999h", "1\u{fc}"] {
+        for bad in ["", "0s", "0h0m", "1", "h", "1x", "30m1h", "1h1h", "-1s", "1 h", "99999999999999999999h", "1\u{fc}"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -51,13 +51,9 @@ impl FromStr for ApiKey {
         let (tenant, token) = text.strip_prefix("pk_").and_then(|rest| rest.split_once('_')).ok_or(BadKey)?;
         let tenant_fits = (1..=63).contains(&tenant.len())
             && tenant.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        let token_fits =
-            (16..=256).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if tenant_fits && token_fits {
-            Ok(Self { text: text.to_owned(), tenant: tenant.len() })
-        } else {
-            Err(BadKey)
-        }
+        let token_fits = (16..=256).contains(&token.len())
+            && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if tenant_fits && token_fits { Ok(Self { text: text.to_owned(), tenant: tenant.len() }) } else { Err(BadKey) }
     }
 }
 
@@ -81,7 +77,9 @@ mod tests {
 
     #[test]
     fn other_strings_are_not_keys() {
-        for bad in ["", "pk_", "pk_a_", "pk__0123456789abcdef", "sk_a_0123456789abcdef", "pk_A_0123456789abcdef", "pk_a_short"] {
+        for bad in
+            ["", "pk_", "pk_a_", "pk__0123456789abcdef", "sk_a_0123456789abcdef", "pk_A_0123456789abcdef", "pk_a_short"]
+        {
             assert_eq!(bad.parse::<ApiKey>(), Err(BadKey), "{bad}");
         }
     }

@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn normalises_what_is_harmless() {
-        for (raw, want) in [("", ""), (".", ""), ("a", "a"), ("a/", "a"), ("./a//b/./c/", "a/b/c"), ("a/...", "a/...")] {
+        for (raw, want) in [("", ""), (".", ""), ("a", "a"), ("a/", "a"), ("./a//b/./c/", "a/b/c"), ("a/...", "a/...")]
+        {
             assert_eq!(WorkspacePath::parse(raw.as_bytes()).unwrap().to_text(), want, "{raw}");
         }
     }

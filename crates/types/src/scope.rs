@@ -119,7 +119,11 @@ impl Scope {
     /// What the declared lists alone grant at `path`: the longest prefix decides.
     #[must_use]
     pub fn declared(&self, path: &WorkspacePath) -> Option<Access> {
-        self.entries.iter().filter(|(entry, _)| path.is_within(entry)).max_by_key(|(entry, _)| entry.components().len()).map(|(_, access)| *access)
+        self.entries
+            .iter()
+            .filter(|(entry, _)| path.is_within(entry))
+            .max_by_key(|(entry, _)| entry.components().len())
+            .map(|(_, access)| *access)
     }
 }
 
@@ -169,7 +173,8 @@ mod tests {
     }
 
     fn any_path() -> impl Strategy<Value = String> {
-        proptest::collection::vec(prop_oneof!["a", "b", "ab", "\\.", ""], 0..5).prop_map(|parts| parts.join("/").trim_start_matches('/').to_owned())
+        proptest::collection::vec(prop_oneof!["a", "b", "ab", "\\.", ""], 0..5)
+            .prop_map(|parts| parts.join("/").trim_start_matches('/').to_owned())
     }
 
     proptest! {

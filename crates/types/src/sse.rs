@@ -64,7 +64,11 @@ impl Parser {
             let name = std::mem::take(&mut self.name);
             let id = std::mem::take(&mut self.id);
             let data = std::mem::take(&mut self.data);
-            return std::mem::take(&mut self.has_data).then(|| Event { name, id, data: String::from_utf8_lossy(&data).into_owned() });
+            return std::mem::take(&mut self.has_data).then(|| Event {
+                name,
+                id,
+                data: String::from_utf8_lossy(&data).into_owned(),
+            });
         }
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
         let (field, value) = line.split_at(colon);

@@ -73,7 +73,9 @@ impl TurnStatus {
     /// Reads the name.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::InProgress, Self::Completed, Self::Cancelled, Self::Failed].into_iter().find(|status| status.as_str() == text)
+        [Self::InProgress, Self::Completed, Self::Cancelled, Self::Failed]
+            .into_iter()
+            .find(|status| status.as_str() == text)
     }
 }
 

@@ -53,7 +53,13 @@ pub(super) async fn run(call: &Call, scratch: &Path, cancel: &mut watch::Receive
     }
 }
 
-async fn execute(command: &str, seconds: f64, id: &str, scratch: &Path, cancel: &mut watch::Receiver<bool>) -> std::io::Result<Output> {
+async fn execute(
+    command: &str,
+    seconds: f64,
+    id: &str,
+    scratch: &Path,
+    cancel: &mut watch::Receiver<bool>,
+) -> std::io::Result<Output> {
     // One pipe for both streams keeps their order.
     let (reader, writer) = std::io::pipe()?;
     let mut child = tokio::process::Command::new("bash")
@@ -147,7 +153,9 @@ fn describe(ended: Ended, capture: &mut Capture, seconds: f64, id: &str) -> Outp
             }
             let left = marked(id).len();
             if left > 0 {
-                note(format!("[{left} process(es) left running in the background; they end when the session goes idle]"));
+                note(format!(
+                    "[{left} process(es) left running in the background; they end when the session goes idle]"
+                ));
             }
             failed
         }

@@ -25,7 +25,8 @@ pub(super) fn run(input: Input) -> Result<String, String> {
         return Err(format!("{}: too large to edit; use bash", input.path));
     }
     let text = std::fs::read_to_string(&path).map_err(failed)?;
-    let (edited, count) = substitute(&text, &input.old, &input.new, input.all).map_err(|why| format!("{}: {why}", input.path))?;
+    let (edited, count) =
+        substitute(&text, &input.old, &input.new, input.all).map_err(|why| format!("{}: {why}", input.path))?;
     replace(&path, edited.as_bytes()).map_err(failed)?;
     Ok(format!("Replaced {count} occurrence(s) in {}.", input.path))
 }
@@ -39,7 +40,9 @@ fn substitute(text: &str, old: &str, new: &str, all: bool) -> Result<(String, us
             Some((number, line)) => format!("the old text does not occur; line {number} is close: {line}"),
             None => "the old text does not occur".into(),
         }),
-        count if count > 1 && !all => Err(format!("the old text occurs {count} times; give more of its surroundings, or set all")),
+        count if count > 1 && !all => {
+            Err(format!("the old text occurs {count} times; give more of its surroundings, or set all"))
+        }
         count => Ok((text.replace(old, new), count)),
     }
 }

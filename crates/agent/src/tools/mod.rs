@@ -82,7 +82,10 @@ pub(crate) fn schemas() -> Vec<Schema> {
             name: "read_file",
             description: "Read a text file, with line numbers. At most 2,000 lines or 50 KB at a time; use offset (first line, from 1) and \
                           limit (lines) for more.",
-            parameters: object(json!({"path": path, "offset": {"type": "integer"}, "limit": {"type": "integer"}}), &["path"]),
+            parameters: object(
+                json!({"path": path, "offset": {"type": "integer"}, "limit": {"type": "integer"}}),
+                &["path"],
+            ),
         },
         Schema {
             name: "search_files",
@@ -118,7 +121,11 @@ impl Toolbox {
 
     /// Runs calls that may run together. The flag tells that a cancel came;
     /// the outputs are truthful then, too.
-    pub(crate) async fn run_batch(&self, batch: Vec<Task>, cancel: &mut watch::Receiver<bool>) -> (Vec<(Call, Output)>, bool) {
+    pub(crate) async fn run_batch(
+        &self,
+        batch: Vec<Task>,
+        cancel: &mut watch::Receiver<bool>,
+    ) -> (Vec<(Call, Output)>, bool) {
         let mut running = Vec::new();
         for task in batch {
             running.push(match task {
@@ -137,7 +144,9 @@ impl Toolbox {
         for (call, output) in running {
             let output = match output {
                 Err(output) => output,
-                Ok(task) => task.await.unwrap_or_else(|_| Output::error("The tool broke; this is a fault of the agent.")),
+                Ok(task) => {
+                    task.await.unwrap_or_else(|_| Output::error("The tool broke; this is a fault of the agent."))
+                }
             };
             outputs.push((call, output));
         }

@@ -33,7 +33,8 @@ pub(super) fn run(input: Input) -> Result<String, String> {
     std::fs::metadata(&root).map_err(|error| io_message(&input.path, &error))?;
     let mut out = String::new();
     let mut hits = 0;
-    let files = WalkBuilder::new(&root).hidden(false).require_git(false).sort_by_file_name(|a, b| a.cmp(b)).build().flatten();
+    let files =
+        WalkBuilder::new(&root).hidden(false).require_git(false).sort_by_file_name(|a, b| a.cmp(b)).build().flatten();
     for file in files.filter(|file| file.file_type().is_some_and(|kind| kind.is_file())) {
         let relative = file.path().strip_prefix(&root).unwrap_or(file.path());
         let shown = if relative.as_os_str().is_empty() { file.path() } else { relative };

@@ -7,8 +7,8 @@ use cloister_types::transcript::{Entry, Usage};
 use serde_json::{Map, Value, json};
 
 use super::{Answer, Block, Piece, Stop, WireError, parse_input};
-use cloister_types::sse;
 use crate::tools::Schema;
+use cloister_types::sse;
 
 /// Reads a stream. Blocks are found by the provider's index; one that comes
 /// twice (gateways splice streams) is a new block.
@@ -84,7 +84,9 @@ impl Decoder {
     fn take_usage(&mut self, usage: &Value) {
         if let Value::Object(fields) = usage {
             let all = self.usage.get_or_insert_default();
-            all.extend(fields.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())));
+            all.extend(
+                fields.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())),
+            );
         }
     }
 
@@ -141,7 +143,11 @@ impl Decoder {
         let Some(block) = self.by_index.get(&index).map(|at| &mut self.blocks[*at]) else { return Vec::new() };
         block.closed = true;
         // The start carries an empty object, or all of it when nothing streams.
-        let parsed = if block.input.is_empty() { Ok(block.raw.get("input").cloned().unwrap_or(json!({}))) } else { parse_input(&block.input) };
+        let parsed = if block.input.is_empty() {
+            Ok(block.raw.get("input").cloned().unwrap_or(json!({})))
+        } else {
+            parse_input(&block.input)
+        };
         let input = parsed.ok();
         match block.kind() {
             "text" | "thinking" => vec![Piece::Close(None)],
@@ -171,13 +177,16 @@ impl Decoder {
         };
         let id = |block: &Open| block.raw.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
         // A call that was never closed was cut by the token limit.
-        let (tools, others): (Vec<Open>, Vec<Open>) = self.blocks.into_iter().partition(|block| block.kind() == "tool_use");
+        let (tools, others): (Vec<Open>, Vec<Open>) =
+            self.blocks.into_iter().partition(|block| block.kind() == "tool_use");
         let malformed = tools
             .iter()
             .filter(|block| !block.closed || (!block.input.is_empty() && parse_input(&block.input).is_err()))
             .map(|block| (id(block), block.input.clone()))
             .collect();
-        let empty = |block: &Open| block.kind() == "text" && block.raw.get("text").and_then(Value::as_str).is_none_or(str::is_empty);
+        let empty = |block: &Open| {
+            block.kind() == "text" && block.raw.get("text").and_then(Value::as_str).is_none_or(str::is_empty)
+        };
         let kept = others.into_iter().filter(|block| !empty(block));
         // Tool calls last: nothing may stand between a call and its result.
         let blocks = kept.chain(tools).map(|block| Value::Object(block.raw)).collect();
@@ -206,9 +215,10 @@ pub(super) fn request(model: &ModelSpec, system: &str, conversation: &[Entry], t
     for entry in conversation {
         let (role, blocks) = match entry {
             Entry::User { text } => ("user", vec![json!({"type": "text", "text": text})]),
-            Entry::ToolResult { id, content, is_error } => {
-                ("user", vec![json!({"type": "tool_result", "tool_use_id": id, "content": content, "is_error": is_error})])
-            }
+            Entry::ToolResult { id, content, is_error } => (
+                "user",
+                vec![json!({"type": "tool_result", "tool_use_id": id, "content": content, "is_error": is_error})],
+            ),
             Entry::Assistant { wire, model: author, blocks } => ("assistant", replay(*wire, author, blocks, model)),
         };
         if blocks.is_empty() {
@@ -264,7 +274,13 @@ mod tests {
     use super::*;
 
     fn spec() -> ModelSpec {
-        ModelSpec { name: "m".into(), wire: Wire::AnthropicMessages, upstream_model: "claude".into(), max_output_tokens: 9, thinking_tokens: None }
+        ModelSpec {
+            name: "m".into(),
+            wire: Wire::AnthropicMessages,
+            upstream_model: "claude".into(),
+            max_output_tokens: 9,
+            thinking_tokens: None,
+        }
     }
 
     #[test]
@@ -272,7 +288,11 @@ mod tests {
         let tool = json!({"type": "tool_use", "id": "t", "name": "bash", "input": {}});
         let entries = [
             Entry::User { text: "go".into() },
-            Entry::Assistant { wire: Wire::AnthropicMessages, model: "claude".into(), blocks: vec![json!({"type": "thinking", "thinking": "x", "signature": "s"}), tool] },
+            Entry::Assistant {
+                wire: Wire::AnthropicMessages,
+                model: "claude".into(),
+                blocks: vec![json!({"type": "thinking", "thinking": "x", "signature": "s"}), tool],
+            },
             Entry::ToolResult { id: "t".into(), content: "ok".into(), is_error: false },
             Entry::User { text: "and".into() },
         ];
@@ -287,7 +307,8 @@ mod tests {
 
     #[test]
     fn another_model_gets_no_foreign_thinking() {
-        let blocks = [json!({"type": "thinking", "thinking": "x", "signature": "s"}), json!({"type": "text", "text": "hi"})];
+        let blocks =
+            [json!({"type": "thinking", "thinking": "x", "signature": "s"}), json!({"type": "text", "text": "hi"})];
         assert_eq!(replay(Wire::AnthropicMessages, "other", &blocks, &spec()).len(), 1);
     }
 }

@@ -7,8 +7,8 @@ use cloister_types::transcript::{Entry, Usage};
 use serde_json::{Value, json};
 
 use super::{Answer, Block, Piece, Stop, WireError, parse_input};
-use cloister_types::sse;
 use crate::tools::Schema;
+use cloister_types::sse;
 
 /// Reads a stream. The protocol has no block borders: a block closes when
 /// another kind of content begins. A call that goes on after another one has
@@ -52,7 +52,8 @@ impl Decoder {
             self.done = true;
             return Ok(Vec::new());
         }
-        let chunk: Value = serde_json::from_str(&event.data).map_err(|error| WireError::Malformed(error.to_string()))?;
+        let chunk: Value =
+            serde_json::from_str(&event.data).map_err(|error| WireError::Malformed(error.to_string()))?;
         if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
             let word = |field: &str| match &error[field] {
                 Value::String(text) => Some(text.clone()),
@@ -76,7 +77,9 @@ impl Decoder {
         }
         if delta["reasoning_content"].is_null() && delta["reasoning"].is_null() {
             for detail in delta["reasoning_details"].as_array().into_iter().flatten() {
-                if let Some(text) = detail["text"].as_str().or_else(|| detail["summary"].as_str()).filter(|text| !text.is_empty()) {
+                if let Some(text) =
+                    detail["text"].as_str().or_else(|| detail["summary"].as_str()).filter(|text| !text.is_empty())
+                {
                     self.plain(Kind::Thinking, text);
                 }
             }
@@ -119,7 +122,11 @@ impl Decoder {
         let known = self.blocks.iter().rposition(|block| match &block.kind {
             Kind::Tool { index: other, id: known, .. } => {
                 let same_id = id.is_empty() || known.is_empty() || known == id;
-                if index.is_some() && other.is_some() { *other == index && same_id } else { same_id && name.is_empty() || (!id.is_empty() && known == id) }
+                if index.is_some() && other.is_some() {
+                    *other == index && same_id
+                } else {
+                    same_id && name.is_empty() || (!id.is_empty() && known == id)
+                }
             }
             _ => false,
         });
@@ -137,7 +144,11 @@ impl Decoder {
             }
             None => {
                 let id = if id.is_empty() { format!("call_{}", self.blocks.len()) } else { id.to_owned() };
-                self.blocks.push(Collected { kind: Kind::Tool { index, id, name: name.to_owned() }, text: arguments, sent: 0 });
+                self.blocks.push(Collected {
+                    kind: Kind::Tool { index, id, name: name.to_owned() },
+                    text: arguments,
+                    sent: 0,
+                });
             }
         }
     }
@@ -165,7 +176,8 @@ impl Decoder {
             if last && !all {
                 break;
             }
-            let next_is_tool = self.blocks.get(self.shown + 1).is_some_and(|next| matches!(next.kind, Kind::Tool { .. }));
+            let next_is_tool =
+                self.blocks.get(self.shown + 1).is_some_and(|next| matches!(next.kind, Kind::Tool { .. }));
             let block = &self.blocks[self.shown];
             let is_tool = matches!(block.kind, Kind::Tool { .. });
             if !all && is_tool && next_is_tool && parse_input(&block.text).is_err() {
@@ -253,7 +265,8 @@ pub(super) fn request(model: &ModelSpec, system: &str, conversation: &[Entry], t
 }
 
 fn assistant(blocks: &[Value]) -> Value {
-    let text: String = blocks.iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str()).collect();
+    let text: String =
+        blocks.iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str()).collect();
     let calls: Vec<Value> = crate::history::calls(blocks)
         .into_iter()
         .map(|call| json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.input.to_string()}}))
@@ -318,13 +331,17 @@ mod tests {
         assert_eq!(answer.blocks[0]["input"], json!({"x": 1}));
         assert_eq!(answer.blocks[1]["input"], json!({"y": 2}));
         let opens: Vec<_> = pieces.iter().filter(|piece| matches!(piece, Piece::Open(_) | Piece::Close(_))).collect();
-        assert!(matches!(opens[..], [Piece::Open(_), Piece::Close(Some(_)), Piece::Open(_), Piece::Close(Some(_))]), "{opens:?}");
+        assert!(
+            matches!(opens[..], [Piece::Open(_), Piece::Close(Some(_)), Piece::Open(_), Piece::Close(Some(_))]),
+            "{opens:?}"
+        );
     }
 
     #[test]
     fn calls_without_or_with_repeated_indices_are_told_apart() {
         for index in [None, Some(0)] {
-            let (_, answer) = run(&[call(index, "a", "bash", "{}"), call(index, "b", "bash", "{\"y\":2}"), end("stop")]);
+            let (_, answer) =
+                run(&[call(index, "a", "bash", "{}"), call(index, "b", "bash", "{\"y\":2}"), end("stop")]);
             let answer = answer.unwrap();
             assert_eq!(answer.blocks.len(), 2, "{index:?}");
             assert_eq!(answer.stop, Stop::Tools);
@@ -334,7 +351,10 @@ mod tests {
     #[test]
     fn an_error_object_and_a_missing_end_are_no_answers() {
         let mut decoder = Decoder::default();
-        let error = sse::Event { data: json!({"error": {"message": "slow down", "code": 429}}).to_string(), ..sse::Event::default() };
+        let error = sse::Event {
+            data: json!({"error": {"message": "slow down", "code": 429}}).to_string(),
+            ..sse::Event::default()
+        };
         assert_eq!(decoder.event(&error), Err(WireError::Reported { kind: "429".into(), message: "slow down".into() }));
         assert_eq!(run(&[json!({"choices": [{"delta": {"content": "half"}}]})]).1, Err(WireError::Incomplete));
     }

@@ -10,8 +10,8 @@ use cloister_types::model::{ModelSpec, Wire};
 use cloister_types::transcript::{Entry, Usage};
 use serde_json::Value;
 
-use cloister_types::sse;
 use crate::tools::Schema;
+use cloister_types::sse;
 
 /// What kind of block opened.
 #[derive(Debug, Clone, PartialEq, Eq)]

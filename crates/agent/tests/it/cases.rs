@@ -46,7 +46,11 @@ fn a_cut_at_every_border_and_every_byte_is_incomplete() {
     let text = anthropic(&tool_stream());
     let borders = borders(&text);
     for end in 0..*borders.last().unwrap() {
-        assert_eq!(read(Wire::AnthropicMessages, &text.as_bytes()[..end], usize::MAX).answer, Err(WireError::Incomplete), "{end}");
+        assert_eq!(
+            read(Wire::AnthropicMessages, &text.as_bytes()[..end], usize::MAX).answer,
+            Err(WireError::Incomplete),
+            "{end}"
+        );
     }
 }
 

@@ -4,9 +4,9 @@
 mod cases;
 mod recorded;
 
-use cloister_types::sse::Parser;
 use cloister_agent::wire::{Answer, Block, Decoder, Piece, WireError};
 use cloister_types::model::Wire;
+use cloister_types::sse::Parser;
 
 /// What a client would have seen and what would be stored, or the error.
 #[derive(Debug, PartialEq)]

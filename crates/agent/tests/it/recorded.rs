@@ -12,14 +12,17 @@ fn streams(prefix: &str) -> Vec<(String, String)> {
         return Vec::new();
     };
     let files = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
-    files.map(|entry| (entry.file_name().to_string_lossy().into_owned(), std::fs::read_to_string(entry.path()).unwrap())).collect()
+    files
+        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), std::fs::read_to_string(entry.path()).unwrap()))
+        .collect()
 }
 
 fn check(wire: Wire, prefix: &str) {
     for (name, text) in streams(prefix) {
         let text = text.replace("\r\n", "\n");
         let whole = read(wire, text.as_bytes(), text.len());
-        let holds_error = text.contains("\"error\":{") || text.contains("event: error") || text.contains("\"error\": {");
+        let holds_error =
+            text.contains("\"error\":{") || text.contains("event: error") || text.contains("\"error\": {");
         match &whole.answer {
             Ok(answer) => assert!(answer.malformed.is_empty(), "{name}: {:?}", answer.malformed),
             Err(WireError::Reported { .. }) => assert!(holds_error, "{name}"),
@@ -50,7 +53,11 @@ fn truncated(wire: Wire, name: &str, text: &str) {
         let part = &text[..*border];
         let told = match wire {
             Wire::AnthropicMessages => part.contains("message_stop"),
-            Wire::OpenaiChat => part.contains("\"finish_reason\":\"") || part.contains("\"finish_reason\": \"") || part.contains("[DONE]"),
+            Wire::OpenaiChat => {
+                part.contains("\"finish_reason\":\"")
+                    || part.contains("\"finish_reason\": \"")
+                    || part.contains("[DONE]")
+            }
         };
         match read(wire, part.as_bytes(), usize::MAX).answer {
             Ok(_) => assert!(told, "{name} at border {index}: complete without an end"),

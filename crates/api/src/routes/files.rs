@@ -38,7 +38,11 @@ pub(super) struct Folder {
     params(("id" = String, Path), ("path" = Option<String>, Query, description = "Folder, relative to the workspace")),
     responses((status = 200, body = Vec<FileEntry>), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody))
 )]
-pub(super) async fn list(State(api): State<Arc<Api>>, Path(id): Path<String>, folder: Result<Query<Folder>, QueryRejection>) -> Answer<Response> {
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    folder: Result<Query<Folder>, QueryRejection>,
+) -> Answer<Response> {
     let folder = query(folder)?;
     let files = api.sessions.files(&session_id(&id)?).await?;
     let path = parse(folder.path.unwrap_or_default().as_bytes())?;
@@ -95,9 +99,13 @@ pub(super) async fn get(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMa
 
 async fn download(opened: Opened, headers: &HeaderMap) -> Answer<Response> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let among = |list: &str| list.split(',').any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == opened.tag);
+    let among =
+        |list: &str| list.split(',').any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == opened.tag);
     if text(header::IF_MATCH).is_some_and(|list| !among(list)) {
-        return Err(ApiError::new(ErrorCode::PreconditionFailed, "the file is not in the state that the request demands"));
+        return Err(ApiError::new(
+            ErrorCode::PreconditionFailed,
+            "the file is not in the state that the request demands",
+        ));
     }
     let tag = HeaderValue::from_str(&opened.tag).map_err(|_| ApiError::new(ErrorCode::Internal, "bad tag"))?;
     let mut response = Response::new(Body::empty());
@@ -118,19 +126,26 @@ async fn download(opened: Opened, headers: &HeaderMap) -> Answer<Response> {
         Part::Bytes { first, last } => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             let value = format!("bytes {first}-{last}/{}", opened.size);
-            response.headers_mut().extend(HeaderValue::from_str(&value).ok().map(|value| (header::CONTENT_RANGE, value)));
+            response
+                .headers_mut()
+                .extend(HeaderValue::from_str(&value).ok().map(|value| (header::CONTENT_RANGE, value)));
             (first, last - first + 1)
         }
         Part::Unsatisfiable => {
-            let mut refused = ApiError::new(ErrorCode::RangeNotSatisfiable, "the range lies outside the file").into_response();
+            let mut refused =
+                ApiError::new(ErrorCode::RangeNotSatisfiable, "the range lies outside the file").into_response();
             let value = format!("bytes */{}", opened.size);
-            refused.headers_mut().extend(HeaderValue::from_str(&value).ok().map(|value| (header::CONTENT_RANGE, value)));
+            refused
+                .headers_mut()
+                .extend(HeaderValue::from_str(&value).ok().map(|value| (header::CONTENT_RANGE, value)));
             return Ok(refused);
         }
     };
     let mut file = tokio::fs::File::from_std(opened.file);
     if first > 0 {
-        file.seek(std::io::SeekFrom::Start(first)).await.map_err(|_| ApiError::new(ErrorCode::Internal, "the file cannot be read"))?;
+        file.seek(std::io::SeekFrom::Start(first))
+            .await
+            .map_err(|_| ApiError::new(ErrorCode::Internal, "the file cannot be read"))?;
     }
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     *response.body_mut() = Body::from_stream(stream::unfold((file, length), |(mut file, left)| async move {
@@ -172,12 +187,7 @@ async fn download(opened: Opened, headers: &HeaderMap) -> Answer<Response> {
         (status = 507, body = ErrorBody),
     )
 )]
-pub(super) async fn put(
-    State(api): State<Arc<Api>>,
-    uri: Uri,
-    headers: HeaderMap,
-    mut body: Body,
-) -> Answer<Response> {
+pub(super) async fn put(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap, mut body: Body) -> Answer<Response> {
     let (files, path) = open(&api, &uri).await?;
     if uri.path().ends_with('/') {
         return Err(ApiError::new(ErrorCode::InvalidPath, "a file's path does not end with a slash"));
@@ -296,7 +306,9 @@ mod tests {
     fn paths_are_judged_by_their_syntax() {
         assert_eq!(path("a/b%20c"), Ok("a/b c".into()));
         assert_eq!(path("a/./b/"), Ok("a/b".into()));
-        for bad in ["..", "a/../b", "%2e%2e/b", "a/%2E%2e", "a%2fb", "a%2Fb", "/etc/passwd", "%2fetc", "a%00b", "a%zz", "a%2"] {
+        for bad in
+            ["..", "a/../b", "%2e%2e/b", "a/%2E%2e", "a%2fb", "a%2Fb", "/etc/passwd", "%2fetc", "a%00b", "a%zz", "a%2"]
+        {
             assert_eq!(path(bad), Err(403), "{bad}");
         }
     }

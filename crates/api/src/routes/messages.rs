@@ -110,7 +110,9 @@ pub(super) async fn events(
     let header = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?").to_owned());
     let after = match header.or(cursor.last_event_id) {
         None => None,
-        Some(text) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => Some(text.parse().unwrap_or(u64::MAX)),
+        Some(text) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some(text.parse().unwrap_or(u64::MAX))
+        }
         Some(_) => return Err(ApiError::invalid("the cursor must be a whole number, 0 or more")),
     };
     Ok(sse::response(api.sessions.subscribe(&id, &rid, after).await?))
@@ -126,7 +128,10 @@ pub(super) async fn events(
         (status = 404, body = ErrorBody),
     )
 )]
-pub(super) async fn cancel(State(api): State<Arc<Api>>, Path((id, rid)): Path<(String, String)>) -> Answer<(StatusCode, Json<CancelAnswer>)> {
+pub(super) async fn cancel(
+    State(api): State<Arc<Api>>,
+    Path((id, rid)): Path<(String, String)>,
+) -> Answer<(StatusCode, Json<CancelAnswer>)> {
     let answer = api.sessions.cancel(&session_id(&id)?, &response_id(&rid)?).await?;
     let status = if answer.status == "cancelling" { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Json(answer)))

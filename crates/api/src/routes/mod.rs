@@ -38,7 +38,9 @@ pub fn router(api: Arc<Api>) -> Router {
     let (router, _) = described();
     router
         .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
-        .method_not_allowed_fallback(|| async { ApiError::new(ErrorCode::MethodNotAllowed, "this path takes other methods") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(ErrorCode::MethodNotAllowed, "this path takes other methods")
+        })
         // Handlers that read a body bound it themselves.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(api.clone(), auth::require_key))

@@ -73,7 +73,10 @@ pub(super) struct Matching {
     ),
     responses((status = 200, body = Deleted), (status = 400, description = "No condition, or a malformed one", body = ErrorBody))
 )]
-pub(super) async fn delete_matching(State(api): State<Arc<Api>>, matching: Result<Query<Matching>, QueryRejection>) -> Answer<Json<Deleted>> {
+pub(super) async fn delete_matching(
+    State(api): State<Arc<Api>>,
+    matching: Result<Query<Matching>, QueryRejection>,
+) -> Answer<Json<Deleted>> {
     let Matching { status, older_than } = query(matching)?;
     let idle_only = match status.as_deref() {
         None => false,

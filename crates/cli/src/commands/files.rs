@@ -33,7 +33,8 @@ pub(super) async fn files(client: &Client, command: FilesCommand, output: Output
                 }
                 return Ok(());
             };
-            let mut file = std::fs::File::create(&to).map_err(|error| Failure::new(format!("{}: {error}", to.display())))?;
+            let mut file =
+                std::fs::File::create(&to).map_err(|error| Failure::new(format!("{}: {error}", to.display())))?;
             while let Some(piece) = download.chunk().await? {
                 file.write_all(&piece)?;
             }

@@ -44,7 +44,11 @@ pub(super) async fn serve(server: &ServerArguments, options: ServeArguments, out
 pub(super) async fn key(server: &ServerArguments, command: KeyCommand, output: Output) -> Result<(), Failure> {
     let KeyCommand::New { config, caller } = command;
     let config = Config::read(&config)?;
-    let data = server.data.clone().or(config.data).ok_or_else(|| Failure::new("no data directory: set data in the configuration, or --data"))?;
+    let data = server
+        .data
+        .clone()
+        .or(config.data)
+        .ok_or_else(|| Failure::new("no data directory: set data in the configuration, or --data"))?;
     let key = cloister_server::new_key(&data, &config.tenant, &caller).await?;
     output.value(&json!({"key": key.reveal(), "caller": caller}), key.reveal())?;
     output.talk("This key is shown once; the server keeps only its hash.");

@@ -94,7 +94,10 @@ async fn follow(id: &SessionId, mut events: Events, output: Output) -> Result<()
     let turn = events.turn().clone();
     let summary = show::follow(output, &mut events).await?;
     if let Some(why) = summary.failed {
-        return Err(Failure { hint: Some(format!("to see it again: cloister session attach {id} {turn}")), ..Failure::new(why) });
+        return Err(Failure {
+            hint: Some(format!("to see it again: cloister session attach {id} {turn}")),
+            ..Failure::new(why)
+        });
     }
     let tokens = summary.usage["total_tokens"].as_u64().unwrap_or_default();
     output.aside(&format!("done: {} tool call(s), {tokens} tokens, session {id}", summary.tools));

@@ -79,7 +79,12 @@ fn leaf(action: Action) -> Vec<Instruction> {
     match action {
         Action::Return(value) => vec![plain(RETURN, value)],
         Action::Check(Check::NoNamespaces) => {
-            vec![plain(LOAD, argument(0)), branch(IF_SET, NAMESPACE_FLAGS, 0, 1), plain(RETURN, REFUSE), plain(RETURN, ALLOW)]
+            vec![
+                plain(LOAD, argument(0)),
+                branch(IF_SET, NAMESPACE_FLAGS, 0, 1),
+                plain(RETURN, REFUSE),
+                plain(RETURN, ALLOW),
+            ]
         }
         Action::Check(Check::NoTerminalInjection) => vec![
             plain(LOAD, argument(1)),
@@ -210,7 +215,13 @@ mod tests {
             assert_eq!(socket(family, 6), ALLOW);
         }
         assert_eq!(socket(libc::AF_NETLINK, 0), ALLOW);
-        for (family, protocol) in [(libc::AF_NETLINK, 12), (libc::AF_NETLINK, 16), (libc::AF_PACKET, 3), (libc::AF_VSOCK, 0), (libc::AF_ALG, 0)] {
+        for (family, protocol) in [
+            (libc::AF_NETLINK, 12),
+            (libc::AF_NETLINK, 16),
+            (libc::AF_PACKET, 3),
+            (libc::AF_VSOCK, 0),
+            (libc::AF_ALG, 0),
+        ] {
             assert_eq!(socket(family, protocol), NO_FAMILY, "{family} {protocol}");
         }
     }
@@ -224,14 +235,46 @@ mod tests {
     #[test]
     fn what_opens_the_kernel_is_not_listed() {
         for call in [
-            libc::SYS_mount, libc::SYS_umount2, libc::SYS_move_mount, libc::SYS_fsopen, libc::SYS_open_tree, libc::SYS_mount_setattr,
-            libc::SYS_pivot_root, libc::SYS_chroot, libc::SYS_unshare, libc::SYS_setns, libc::SYS_ptrace, libc::SYS_process_vm_readv,
-            libc::SYS_process_vm_writev, libc::SYS_pidfd_getfd, libc::SYS_bpf, libc::SYS_perf_event_open, libc::SYS_userfaultfd,
-            libc::SYS_io_uring_setup, libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key, libc::SYS_init_module,
-            libc::SYS_finit_module, libc::SYS_kexec_load, libc::SYS_reboot, libc::SYS_swapon, libc::SYS_acct, libc::SYS_quotactl,
-            libc::SYS_settimeofday, libc::SYS_clock_settime, libc::SYS_sethostname, libc::SYS_syslog, libc::SYS_personality,
-            libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at, libc::SYS_seccomp, libc::SYS_fanotify_init, libc::SYS_kcmp,
-            457, /* statmount */ 458, /* listmount */
+            libc::SYS_mount,
+            libc::SYS_umount2,
+            libc::SYS_move_mount,
+            libc::SYS_fsopen,
+            libc::SYS_open_tree,
+            libc::SYS_mount_setattr,
+            libc::SYS_pivot_root,
+            libc::SYS_chroot,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_bpf,
+            libc::SYS_perf_event_open,
+            libc::SYS_userfaultfd,
+            libc::SYS_io_uring_setup,
+            libc::SYS_keyctl,
+            libc::SYS_add_key,
+            libc::SYS_request_key,
+            libc::SYS_init_module,
+            libc::SYS_finit_module,
+            libc::SYS_kexec_load,
+            libc::SYS_reboot,
+            libc::SYS_swapon,
+            libc::SYS_acct,
+            libc::SYS_quotactl,
+            libc::SYS_settimeofday,
+            libc::SYS_clock_settime,
+            libc::SYS_sethostname,
+            libc::SYS_syslog,
+            libc::SYS_personality,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_name_to_handle_at,
+            libc::SYS_seccomp,
+            libc::SYS_fanotify_init,
+            libc::SYS_kcmp,
+            457,
+            /* statmount */ 458, /* listmount */
         ] {
             assert_eq!(here(call, [0; 6]), REFUSE, "call {call}");
         }

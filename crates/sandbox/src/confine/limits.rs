@@ -27,7 +27,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_bytes: 2 << 30, processes: 1024, cpus: 2.0, tmp_bytes: 512 << 20, open_files: 16_384, file_bytes: 16 << 30 }
+        Self {
+            memory_bytes: 2 << 30,
+            processes: 1024,
+            cpus: 2.0,
+            tmp_bytes: 512 << 20,
+            open_files: 16_384,
+            file_bytes: 16 << 30,
+        }
     }
 }
 

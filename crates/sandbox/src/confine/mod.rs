@@ -40,7 +40,8 @@ pub(crate) fn confine(limits: &Limits, enforced: &Enforced) -> Result<u32, Confi
     sys::drop_bounding_set().map_err(step("drop the bounding set"))?;
     sys::drop_capabilities().map_err(step("drop capabilities"))?;
     // Without this a fellow process of the same user could read init's memory.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(step("undumpable"))?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(step("undumpable"))?;
     sys::install(&filter::compile()).map_err(step("seccomp"))?;
     Ok(abi)
 }

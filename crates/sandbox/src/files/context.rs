@@ -25,7 +25,9 @@ pub fn read_context(workspace: impl AsFd, identity: Identity) -> (String, Vec<St
         let mut skipped = Vec::new();
         let strict = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let Ok(folder) = openat2(workspace, CONTEXT, flags | OFlags::DIRECTORY, Mode::empty(), strict) else { return (text, skipped) };
+        let Ok(folder) = openat2(workspace, CONTEXT, flags | OFlags::DIRECTORY, Mode::empty(), strict) else {
+            return (text, skipped);
+        };
         let mut size = 0;
         for name in names(&folder) {
             match read_one(&folder, &name, strict, flags) {
@@ -58,7 +60,8 @@ fn names(folder: &OwnedFd) -> Vec<String> {
 /// A regular file's text. The kind is checked on a handle: opening a FIFO
 /// would wait for a writer.
 fn read_one(folder: &OwnedFd, name: &str, strict: ResolveFlags, flags: OFlags) -> Option<String> {
-    let handle = openat2(folder, name, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), strict).ok()?;
+    let handle =
+        openat2(folder, name, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), strict).ok()?;
     let stat = fstat(&handle).ok()?;
     if kind(&stat) != FileType::RegularFile || stat.st_size.cast_unsigned() > MAX_CONTEXT {
         return None;

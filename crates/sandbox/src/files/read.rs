@@ -42,7 +42,12 @@ impl View {
                 FileType::Directory => self.list_open(path).map(Found::Folder),
                 FileType::RegularFile => {
                     let file = File::from(reopen(&handle, OFlags::RDONLY)?);
-                    Ok(Found::File(Opened { file, size: stat.st_size.cast_unsigned(), modified: modified(&stat), tag: tag(&stat) }))
+                    Ok(Found::File(Opened {
+                        file,
+                        size: stat.st_size.cast_unsigned(),
+                        modified: modified(&stat),
+                        tag: tag(&stat),
+                    }))
                 }
                 _ => Err(FileError::WrongKind),
             }

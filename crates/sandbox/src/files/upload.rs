@@ -5,7 +5,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Mutex;
 
 use cloister_types::WorkspacePath;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, fstat, fsync, linkat, mkdirat, openat, openat2, renameat, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RenameFlags, fstat, fsync, linkat, mkdirat, openat, openat2, renameat,
+    renameat_with, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::{FileError, Result, View, is_mount_root, kind, modified, reopen, tag};
@@ -92,7 +95,9 @@ impl View {
                 let stat = fstat(handle)?;
                 if kind(&stat) != FileType::RegularFile {
                     return Err(match fstat(self.open(&parent, OFlags::PATH)?) {
-                        Ok(above) if above.st_dev == self.skeleton && stat.st_dev == self.skeleton => FileError::ReadOnly,
+                        Ok(above) if above.st_dev == self.skeleton && stat.st_dev == self.skeleton => {
+                            FileError::ReadOnly
+                        }
                         _ => FileError::WrongKind,
                     });
                 }
@@ -108,7 +113,9 @@ impl View {
             let folder = self.make_parents(&parent)?;
             let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
             match openat(&folder, ".", flags, FILE) {
-                Ok(file) => Ok(Upload { file: file.into(), target: Target::Replace { folder, name: name.to_vec() }, condition }),
+                Ok(file) => {
+                    Ok(Upload { file: file.into(), target: Target::Replace { folder, name: name.to_vec() }, condition })
+                }
                 Err(Errno::ROFS) => Err(self.read_only_at(&folder)),
                 Err(errno) => Err(errno.into()),
             }
@@ -147,10 +154,16 @@ impl View {
             let Upload { file, target, condition } = upload;
             let Target::Replace { folder, name } = target else {
                 let stat = fstat(&file)?;
-                return Ok(Written { size: stat.st_size.cast_unsigned(), modified: modified(&stat), tag: tag(&stat), created: false });
+                return Ok(Written {
+                    size: stat.st_size.cast_unsigned(),
+                    modified: modified(&stat),
+                    tag: tag(&stat),
+                    created: false,
+                });
             };
             let _commit = COMMITS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let handle = openat(&folder, name.as_slice(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+            let handle =
+                openat(&folder, name.as_slice(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
             let before = match handle {
                 Ok(handle) => Some(fstat(handle)?),
                 Err(Errno::NOENT) => None,
@@ -170,7 +183,9 @@ impl View {
             };
             let moved = match moved {
                 // Somebody was faster; without a condition the last writer wins.
-                Err(Errno::EXIST) if condition == Condition::None => renameat(&folder, temporary.as_str(), &folder, name.as_slice()),
+                Err(Errno::EXIST) if condition == Condition::None => {
+                    renameat(&folder, temporary.as_str(), &folder, name.as_slice())
+                }
                 Err(Errno::EXIST) => {
                     let _ = unlinkat(&folder, temporary.as_str(), AtFlags::empty());
                     return Err(FileError::Precondition);
@@ -183,7 +198,12 @@ impl View {
             }
             fsync(&folder)?;
             let stat = fstat(&file)?;
-            Ok(Written { size: stat.st_size.cast_unsigned(), modified: modified(&stat), tag: tag(&stat), created: before.is_none() })
+            Ok(Written {
+                size: stat.st_size.cast_unsigned(),
+                modified: modified(&stat),
+                tag: tag(&stat),
+                created: before.is_none(),
+            })
         })
     }
 }

@@ -46,14 +46,20 @@ pub(crate) fn run(link: OwnedFd, launched: Result<Sandbox, Refused>, groups: Ses
         }
     };
     // From here on the only right it needs is to end what it started.
-    let dropped = rustix::thread::set_no_new_privs(true).and_then(|()| sys::drop_bounding_set()).and_then(|()| sys::keep_only_kill());
+    let dropped = rustix::thread::set_no_new_privs(true)
+        .and_then(|()| sys::drop_bounding_set())
+        .and_then(|()| sys::keep_only_kill());
     let started = match dropped {
         Ok(()) => first_frame(&link, &Fact::Ready(sandbox.enforced.clone()), Some(&sandbox.listener)),
-        Err(errno) => first_frame(&link, &Fact::Unready { message: format!("drop the supervisor's rights: {errno}") }, None).and(Err(errno)),
+        Err(errno) => {
+            first_frame(&link, &Fact::Unready { message: format!("drop the supervisor's rights: {errno}") }, None)
+                .and(Err(errno))
+        }
     };
     if let (Ok(()), Ok(channel)) = (started, Channel::new(link)) {
         let Sandbox { init, control, .. } = sandbox;
-        let mut supervisor = Supervisor { link: channel, init, control, groups: groups.clone(), live: None, dead: false };
+        let mut supervisor =
+            Supervisor { link: channel, init, control, groups: groups.clone(), live: None, dead: false };
         // Ends with the link, with a stop, or with the sandbox.
         let _ = supervisor.supervise();
         supervisor.kill();
@@ -132,7 +138,8 @@ impl Supervisor {
             let end = live.cancelled.map_or(live.deadline, |at| (at + CANCEL_GRACE).min(live.deadline));
             timeout = Some(end.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         }
-        let timeout = timeout.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+        let timeout =
+            timeout.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return Err(Closed),
@@ -148,7 +155,9 @@ impl Supervisor {
             match command {
                 Command::Start(start) => self.start(*start)?,
                 Command::Cancel { response_id, .. } => {
-                    if let Some(live) = self.live.as_mut().filter(|live| *live.turn.id() == response_id && live.cancelled.is_none()) {
+                    if let Some(live) =
+                        self.live.as_mut().filter(|live| *live.turn.id() == response_id && live.cancelled.is_none())
+                    {
                         live.cancelled = Some(Instant::now());
                         // An agent that does not listen is ended after the grace.
                         let _ = live.agent.send(&Command::Cancel { response_id, deleted: false });
@@ -178,14 +187,18 @@ impl Supervisor {
                 Ok(())
             }
             Err(error) => {
-                let outcome = Outcome::Failed { code: ErrorCode::AgentDied, message: format!("the agent could not be started: {error}") };
+                let outcome = Outcome::Failed {
+                    code: ErrorCode::AgentDied,
+                    message: format!("the agent could not be started: {error}"),
+                };
                 self.report(turn, outcome, Usage::default(), String::new(), true)
             }
         }
     }
 
     fn start_agent(&mut self, command: &Command) -> Result<(Channel, OwnedFd), std::io::Error> {
-        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&log, true)?;
         init::run_agent(&self.control, &theirs, &their_log)?;
@@ -269,7 +282,11 @@ impl Supervisor {
         }
         let tail: Vec<u8> = live.log_tail.iter().copied().collect();
         let tail = String::from_utf8_lossy(&tail).trim().to_owned();
-        let cause = if self.groups.out_of_memory() { "out of memory: the session reached its memory limit" } else { "the agent ended early" };
+        let cause = if self.groups.out_of_memory() {
+            "out of memory: the session reached its memory limit"
+        } else {
+            "the agent ended early"
+        };
         let said = if tail.is_empty() { String::new() } else { format!("; its last words: {tail}") };
         self.fail(ErrorCode::AgentDied, format!("{cause} ({how}){said}"))
     }
@@ -301,7 +318,14 @@ impl Supervisor {
         self.report(live.turn, outcome, usage, output_text, kill)
     }
 
-    fn report(&mut self, turn: Turn, outcome: Outcome, usage: Usage, output_text: String, kill: bool) -> Result<(), Closed> {
+    fn report(
+        &mut self,
+        turn: Turn,
+        outcome: Outcome,
+        usage: Usage,
+        output_text: String,
+        kill: bool,
+    ) -> Result<(), Closed> {
         if kill {
             self.kill();
         }

@@ -106,13 +106,15 @@ impl Turn {
         self.close(&mut facts);
         let id = self.id.to_string();
         let (kind, data) = match &outcome {
-            Outcome::Completed { stop_reason } => {
-                (EventKind::MessageCompleted, json!({"id": id, "status": "completed", "usage": usage, "stop_reason": stop_reason}))
-            }
+            Outcome::Completed { stop_reason } => (
+                EventKind::MessageCompleted,
+                json!({"id": id, "status": "completed", "usage": usage, "stop_reason": stop_reason}),
+            ),
             Outcome::Cancelled => (EventKind::MessageCancelled, json!({"id": id, "status": "cancelled"})),
-            Outcome::Failed { code, message } => {
-                (EventKind::MessageError, json!({"id": id, "error": message, "code": code, "retryable": code.retryable()}))
-            }
+            Outcome::Failed { code, message } => (
+                EventKind::MessageError,
+                json!({"id": id, "error": message, "code": code, "retryable": code.retryable()}),
+            ),
         };
         let Value::Object(data) = data else { unreachable!("an object literal") };
         facts.push(self.number(kind, data));
@@ -128,7 +130,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn kinds(facts: &[Fact]) -> Vec<(u64, EventKind)> {
-        facts.iter().filter_map(|fact| match fact { Fact::Event { seq, kind, .. } => Some((*seq, *kind)), _ => None }).collect()
+        facts
+            .iter()
+            .filter_map(|fact| match fact {
+                Fact::Event { seq, kind, .. } => Some((*seq, *kind)),
+                _ => None,
+            })
+            .collect()
     }
 
     fn turn() -> Turn {
@@ -140,7 +148,15 @@ mod tests {
         use EventKind as K;
         let mut turn = turn();
         let mut all = Vec::new();
-        for kind in [K::TextDelta, K::TextStart, K::TextDelta, K::ThinkingDelta, K::ToolUseStart, K::TextStop, K::MessageCompleted] {
+        for kind in [
+            K::TextDelta,
+            K::TextStart,
+            K::TextDelta,
+            K::ThinkingDelta,
+            K::ToolUseStart,
+            K::TextStop,
+            K::MessageCompleted,
+        ] {
             all.extend(turn.event(kind, Map::new()).unwrap());
         }
         all.extend(turn.end(Outcome::Cancelled, Usage::default(), String::new(), false));

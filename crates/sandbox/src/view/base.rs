@@ -34,15 +34,20 @@ impl Base {
     pub(crate) fn build(agent: &Path) -> Result<Self, ViewError> {
         let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let tree = tmpfs(&[("size", "1m"), ("mode", "0755")], plain).map_err(ViewError::at("make the root (tmpfs)"))?;
-        for folder in ["etc", "etc/ssl", "dev", "dev/shm", "proc", "tmp", "opt", "opt/sandbox", "opt/sandbox/bin", WORKSPACE] {
+        for folder in
+            ["etc", "etc/ssl", "dev", "dev/shm", "proc", "tmp", "opt", "opt/sandbox", "opt/sandbox/bin", WORKSPACE]
+        {
             mkdirat(&tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
         }
         for name in SYSTEM {
             system(&tree, name).map_err(ViewError::at(format!("bind /{name}")))?;
         }
-        for (name, target) in
-            [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
-        {
+        for (name, target) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+        ] {
             symlinkat(target, &tree, format!("dev/{name}")).map_err(ViewError::at(format!("link /dev/{name}")))?;
         }
         for name in DEVICES {
@@ -54,22 +59,30 @@ impl Base {
         for (name, text) in accounts() {
             write(&tree, name, text.as_bytes()).map_err(ViewError::at(format!("write /{name}")))?;
         }
-        let agent_source = host(&agent.to_string_lossy()).map_err(ViewError::at(format!("open the agent at {}", agent.display())))?;
-        place_file(&tree, AGENT.trim_start_matches('/'), bind(agent_source, true)).map_err(ViewError::at("bind the agent"))?;
+        let agent_source =
+            host(&agent.to_string_lossy()).map_err(ViewError::at(format!("open the agent at {}", agent.display())))?;
+        place_file(&tree, AGENT.trim_start_matches('/'), bind(agent_source, true))
+            .map_err(ViewError::at("bind the agent"))?;
         sys::set_mount_attributes(&tree, sys::ATTR_RDONLY, false).map_err(ViewError::at("seal the root"))?;
         Ok(Self { tree })
     }
 
     /// The root of one sandbox: a clone of the base with its own `/tmp` and
     /// the session's workspace in place.
-    pub(crate) fn session_root(&self, workspace: impl AsFd, identity: Identity, limits: &Limits) -> Result<OwnedFd, ViewError> {
+    pub(crate) fn session_root(
+        &self,
+        workspace: impl AsFd,
+        identity: Identity,
+        limits: &Limits,
+    ) -> Result<OwnedFd, ViewError> {
         let root = clone_mount(&self.tree, true).map_err(ViewError::at("clone the base tree"))?;
         let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let (uid, gid) = (identity.uid.to_string(), identity.gid.to_string());
         for (folder, size, mode) in [("tmp", limits.tmp_bytes, "1777"), ("dev/shm", limits.tmp_bytes / 4, "1777")] {
             let inodes = (size / 4096).max(1024).to_string();
             let size = size.to_string();
-            let options = [("size", size.as_str()), ("nr_inodes", &inodes), ("mode", mode), ("uid", &uid), ("gid", &gid)];
+            let options =
+                [("size", size.as_str()), ("nr_inodes", &inodes), ("mode", mode), ("uid", &uid), ("gid", &gid)];
             let mount = tmpfs(&options, plain).map_err(ViewError::at(format!("make /{folder} (tmpfs)")))?;
             let target = handle(&root, folder).map_err(ViewError::at(format!("open /{folder}")))?;
             attach(mount, target).map_err(ViewError::at(format!("attach /{folder}")))?;

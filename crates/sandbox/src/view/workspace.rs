@@ -33,7 +33,8 @@ pub(crate) struct Built {
 pub(crate) fn build(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Built, ViewError> {
     let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     let inodes = (64 + 2 * plan.binds.iter().map(|bind| bind.path.components().len()).sum::<usize>()).to_string();
-    let tree = tmpfs(&[("size", "4m"), ("nr_inodes", &inodes), ("mode", "0755")], plain).map_err(ViewError::at("make the skeleton (tmpfs)"))?;
+    let tree = tmpfs(&[("size", "4m"), ("nr_inodes", &inodes), ("mode", "0755")], plain)
+        .map_err(ViewError::at("make the skeleton (tmpfs)"))?;
     for folder in ["opt", "opt/sandbox", WORKSPACE, "sessions"] {
         mkdirat(&tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
     }
@@ -76,7 +77,8 @@ impl Builder<'_> {
             let sealed = handle(&self.tree, "sessions").map_err(ViewError::at("open the sealed .sessions"))?;
             mkdirat(&sealed, name, FOLDER).map_err(ViewError::at("make the private folder's mount point"))?;
             let target = self.inside(&WorkspacePath::ROOT.join(SESSIONS.as_bytes()).unwrap_or_default())?;
-            attach(bind(sealed, true).map_err(ViewError::at("bind the sealed .sessions"))?, target).map_err(ViewError::at("attach the sealed .sessions"))?;
+            attach(bind(sealed, true).map_err(ViewError::at("bind the sealed .sessions"))?, target)
+                .map_err(ViewError::at("attach the sealed .sessions"))?;
         }
         Ok(())
     }
@@ -128,7 +130,9 @@ impl Builder<'_> {
             (Err(Errno::NOTDIR), _) => {
                 return Err(ViewError::Scope(format!("file_access: a parent of {path:?} is a file, not a folder")));
             }
-            (Err(errno), _) => return Err(ViewError::Kernel { step: format!("open {path:?} in the workspace"), errno }),
+            (Err(errno), _) => {
+                return Err(ViewError::Kernel { step: format!("open {path:?} in the workspace"), errno });
+            }
         };
         let stat = rustix::fs::fstat(&source).map_err(ViewError::at(format!("stat {path:?}")))?;
         match FileType::from_raw_mode(stat.st_mode) {

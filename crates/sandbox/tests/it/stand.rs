@@ -22,18 +22,35 @@ fn smoke() {
     let mut launched = host.launch(&session, &view, &Limits::default()).unwrap();
     eprintln!("launch {:?} {:?}", t.elapsed(), launched.enforced);
     let start = TurnStart {
-        session_id: session.clone(), response_id: cloister_types::ResponseId::from_random([2; 12]), next_seq: 1,
-        model: ModelSpec { name: "m".into(), wire: Wire::AnthropicMessages, upstream_model: "m".into(), max_output_tokens: 1, thinking_tokens: None },
-        model_url: String::new(), scripted: false, limits: TurnLimits { steps: 1, tokens: 1, time_ms: 5000 }, context: String::new(), memory_hint: true, conversation: vec![],
+        session_id: session.clone(),
+        response_id: cloister_types::ResponseId::from_random([2; 12]),
+        next_seq: 1,
+        model: ModelSpec {
+            name: "m".into(),
+            wire: Wire::AnthropicMessages,
+            upstream_model: "m".into(),
+            max_output_tokens: 1,
+            thinking_tokens: None,
+        },
+        model_url: String::new(),
+        scripted: false,
+        limits: TurnLimits { steps: 1, tokens: 1, time_ms: 5000 },
+        context: String::new(),
+        memory_hint: true,
+        conversation: vec![],
     };
     launched.link.write_all(&encode(&Command::Start(Box::new(start))).unwrap()).unwrap();
     let mut reader = FrameReader::default();
     let mut buf = [0; 4096];
     loop {
         let got = launched.link.read(&mut buf).unwrap();
-        if got == 0 { break; }
+        if got == 0 {
+            break;
+        }
         reader.push(&buf[..got]);
-        while let Some(fact) = reader.next::<Fact>().unwrap() { eprintln!("{fact:?}"); }
+        while let Some(fact) = reader.next::<Fact>().unwrap() {
+            eprintln!("{fact:?}");
+        }
     }
     eprintln!("{}", std::fs::read_to_string(workspace.join(".memory/out")).unwrap());
     eprintln!("{:?}", view.read(&cloister_types::WorkspacePath::ROOT));

@@ -1,0 +1,341 @@
+//! A running `cloister dev`.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use cloister_client::{Client, Event};
+use cloister_types::event::EventKind;
+use cloister_types::wire::{CreateSession, SessionRecord};
+use cloister_types::{ResponseId, SessionId};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::raw::{Answer, raw};
+
+/// As whom the stack runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum As {
+    /// Root; possible only where the test is.
+    Root,
+    /// An ordinary user: the test's own, or one without a name if it is root.
+    User,
+}
+
+impl As {
+    /// Every way that is possible here.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        if rustix::process::geteuid().is_root() {
+            vec![Self::Root, Self::User]
+        } else {
+            eprintln!("SKIPPED as root: the tests run as an ordinary user");
+            vec![Self::User]
+        }
+    }
+}
+
+/// Host user of the stack when root runs the tests as an ordinary user.
+const ORDINARY: u32 = 54_321;
+
+/// How to start a stack.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Configuration, as TOML.
+    pub config: Option<String>,
+    /// As an ordinary user even if the test is root.
+    pub as_user: bool,
+}
+
+/// A running stack; ended when dropped.
+pub struct Stack {
+    child: Option<Child>,
+    folder: TempDir,
+    options: Options,
+    /// Base URL.
+    pub url: String,
+    /// API key.
+    pub key: String,
+    /// A client with that key.
+    pub client: Client,
+}
+
+/// The executables, copied where any user can run them.
+fn executables() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let test = std::env::current_exe().expect("the test's own path");
+            let built = test.ancestors().nth(2).expect("a target folder").to_owned();
+            let folder = tempfile::Builder::new().prefix("testkit-").tempdir().expect("a folder");
+            open_up(folder.path());
+            for name in ["cloister", "cloister-sandbox", "cloister-agent"] {
+                let from = built.join(name);
+                std::fs::copy(&from, folder.path().join(name))
+                    .unwrap_or_else(|error| panic!("{}: {error}; build it first: cargo build", from.display()));
+            }
+            folder
+        })
+        .path()
+}
+
+fn open_up(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+}
+
+impl Stack {
+    /// Starts a stack with nothing but defaults.
+    pub async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    /// Starts a stack as somebody.
+    pub async fn start_as(who: As) -> Self {
+        Self::with(Options { as_user: who == As::User, ..Options::default() }).await
+    }
+
+    /// Starts a stack.
+    ///
+    /// # Panics
+    /// It does not get ready.
+    pub async fn with(options: Options) -> Self {
+        let folder = tempfile::Builder::new().prefix("testkit-").tempdir().expect("a folder");
+        open_up(folder.path());
+        if let Some(config) = &options.config {
+            std::fs::write(folder.path().join("config.toml"), config).expect("the configuration");
+        }
+        if options.as_user && rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(folder.path(), Some(ORDINARY), Some(ORDINARY)).expect("chown");
+        }
+        Self::launch(folder, options).await
+    }
+
+    async fn launch(folder: TempDir, options: Options) -> Self {
+        let ready = folder.path().join("ready.json");
+        let _ = std::fs::remove_file(&ready);
+        let mut command = Command::new(executables().join("cloister"));
+        command.args(["dev", "--listen", "127.0.0.1:0", "--data"]).arg(folder.path().join("data"));
+        command.arg("--ready-file").arg(&ready).current_dir(folder.path());
+        command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null()).stdout(Stdio::null());
+        if let Ok(filter) = std::env::var("CLOISTER_LOG") {
+            command.env("CLOISTER_LOG", filter);
+        }
+        if options.config.is_some() {
+            command.arg("--config").arg(folder.path().join("config.toml"));
+        }
+        if options.as_user && rustix::process::geteuid().is_root() {
+            command.uid(ORDINARY).gid(ORDINARY);
+        }
+        let mut child = command.spawn().expect("start cloister");
+        let began = Instant::now();
+        let text = loop {
+            if let Ok(text) = std::fs::read_to_string(&ready) {
+                break text;
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("cloister dev ended: {status}");
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "cloister dev does not get ready");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let known: Value = serde_json::from_str(&text).expect("the ready file");
+        let word = |field: &str| known[field].as_str().expect("a field").to_owned();
+        let (url, key) = (word("url"), word("key"));
+        let client = Client::new(&url, &key, None).expect("a client");
+        Self { child: Some(child), folder, options, url, key, client }
+    }
+
+    /// Pid of the server.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// The tenant's workspace on the host.
+    #[must_use]
+    pub fn workspace(&self) -> PathBuf {
+        self.folder.path().join("data/workspace")
+    }
+
+    /// The stack's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The `cloister` executable that runs here.
+    #[must_use]
+    pub fn executable(&self) -> PathBuf {
+        executables().join("cloister")
+    }
+
+    /// SIGTERM, and the status with which it ends.
+    ///
+    /// # Panics
+    /// It does not end.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait().await
+    }
+
+    /// SIGKILL to the server alone, then starts another on the same data.
+    pub async fn kill_and_restart(mut self) -> Self {
+        self.signal(Signal::KILL);
+        self.wait().await;
+        self.restart().await
+    }
+
+    /// Starts another on the same data, after this one has ended.
+    ///
+    /// # Panics
+    /// The first one still runs.
+    pub async fn restart(mut self) -> Self {
+        assert!(self.child.is_none(), "still running");
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        let options = self.options.clone();
+        Self::launch(folder, options).await
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.pid().cast_signed()) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    async fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("a running server");
+        let began = Instant::now();
+        loop {
+            if let Ok(Some(status)) = child.try_wait() {
+                return status;
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "cloister dev does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// A raw request with the key.
+    pub async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let bearer = format!("Bearer {}", self.key);
+        let mut all = vec![("authorization", bearer.as_str())];
+        all.extend_from_slice(headers);
+        raw(&self.url, method, path, &all, body).await
+    }
+
+    /// A raw request with a JSON body.
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.raw("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes()).await
+    }
+
+    /// A session that sees everything.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub async fn session(&self) -> SessionId {
+        self.session_with(json!({})).await.id
+    }
+
+    /// A session made from a JSON body.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub async fn session_with(&self, body: Value) -> SessionRecord {
+        let ask: CreateSession = serde_json::from_value(body).expect("a creation body");
+        self.client.create(&ask).await.expect("a session")
+    }
+
+    /// Sends a script and follows it to its end.
+    ///
+    /// # Panics
+    /// The stream breaks.
+    pub async fn play(&self, session: &SessionId, lines: &[Value]) -> Turn {
+        let events = self.client.message(session, &script(lines), None).await.expect("accepted");
+        Turn::collect(events).await
+    }
+
+    /// Runs one command in the sandbox: what it said, and whether it failed.
+    ///
+    /// # Panics
+    /// The turn does not complete.
+    pub async fn bash(&self, session: &SessionId, command: &str) -> (String, bool) {
+        let turn = self.play(session, &[json!({"tool": "bash", "input": {"command": command}})]).await;
+        assert_eq!(turn.end(), EventKind::MessageCompleted, "{:?}", turn.events.last());
+        let result = &turn.of(EventKind::ToolResult)[0].data;
+        (result["content"].as_str().unwrap_or_default().to_owned(), result["is_error"] == true)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.signal(Signal::TERM);
+            if let Some(child) = &mut self.child {
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+/// A message that holds a script.
+#[must_use]
+pub fn script(lines: &[Value]) -> String {
+    let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
+    format!("```script\n{}\n```", lines.join("\n"))
+}
+
+/// A turn, whole.
+#[derive(Debug)]
+pub struct Turn {
+    /// Its id.
+    pub id: ResponseId,
+    /// All its events.
+    pub events: Vec<Event>,
+}
+
+impl Turn {
+    /// Follows a stream to its end.
+    ///
+    /// # Panics
+    /// The stream breaks for good.
+    pub async fn collect(mut stream: cloister_client::Events) -> Self {
+        let mut events = Vec::new();
+        while let Some(event) = stream.next().await.expect("an unbroken stream") {
+            events.push(event);
+        }
+        Self { id: stream.turn().clone(), events }
+    }
+
+    /// Type of the last event.
+    ///
+    /// # Panics
+    /// There are no events.
+    #[must_use]
+    pub fn end(&self) -> EventKind {
+        self.events.last().and_then(|event| event.kind).expect("a last event of a known type")
+    }
+
+    /// The events of one type.
+    #[must_use]
+    pub fn of(&self, kind: EventKind) -> Vec<&Event> {
+        self.events.iter().filter(|event| event.kind == Some(kind)).collect()
+    }
+
+    /// All text, joined.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.of(EventKind::TextDelta).iter().filter_map(|event| event.data["content"].as_str()).collect()
+    }
+
+    /// Contents of the tool results.
+    #[must_use]
+    pub fn results(&self) -> Vec<String> {
+        self.of(EventKind::ToolResult)
+            .iter()
+            .map(|event| event.data["content"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    }
+}
