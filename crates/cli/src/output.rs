@@ -78,17 +78,23 @@ impl Output {
 
     /// Talk, for people.
     pub(crate) fn talk(self, line: &str) {
-        eprintln!("{line}");
+        self.mutter(&format!("{line}\n"));
+    }
+
+    /// Talk without a line's end. Nobody needs to listen: a closed standard
+    /// error is no reason to stop.
+    pub(crate) fn mutter(self, text: &str) {
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
     }
 
     /// Talk that is less important.
     pub(crate) fn aside(self, line: &str) {
-        eprintln!("{}", self.paint("2", line));
+        self.talk(&self.paint("2", line));
     }
 
     /// What to do next: the last line.
     pub(crate) fn next(self, command: &str) {
-        eprintln!("{} {command}", self.paint("1", "next:"));
+        self.talk(&format!("{} {command}", self.paint("1", "next:")));
     }
 
     pub(crate) fn paint(self, style: &str, text: &str) -> String {
@@ -103,9 +109,9 @@ impl Output {
             let _ = self.data(&body.to_string());
         }
         let code = failure.code.map_or(String::new(), |code| format!(" ({code})"));
-        eprintln!("{} {}{code}", self.paint("31", "error:"), failure.message);
+        self.talk(&format!("{} {}{code}", self.paint("31", "error:"), failure.message));
         if let Some(hint) = &failure.hint {
-            eprintln!("hint: {hint}");
+            self.talk(&format!("hint: {hint}"));
         }
         if let Some(code) = failure.code {
             self.next(&format!("cloister explain {code}"));

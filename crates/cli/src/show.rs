@@ -53,7 +53,7 @@ impl Screen {
             if self.in_text {
                 self.output.raw(b"\n")?;
             } else {
-                eprintln!();
+                self.output.mutter("\n");
             }
         }
         Ok(())
@@ -76,7 +76,7 @@ impl Screen {
             Some(EventKind::ThinkingStart) => self.fresh_line()?,
             Some(EventKind::ThinkingDelta) => {
                 self.in_text = false;
-                eprint!("{}", self.output.paint("2;3", text("content")));
+                self.output.mutter(&self.output.paint("2;3", text("content")));
                 self.column = true;
             }
             Some(EventKind::ToolUseExecuting) => {

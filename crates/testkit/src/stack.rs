@@ -121,8 +121,9 @@ impl Stack {
         command.args(["dev", "--listen", "127.0.0.1:0", "--data"]).arg(folder.path().join("data"));
         command.arg("--ready-file").arg(&ready).current_dir(folder.path());
         command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null()).stdout(Stdio::null());
-        if let Ok(filter) = std::env::var("CLOISTER_LOG") {
-            command.env("CLOISTER_LOG", filter);
+        match std::env::var("CLOISTER_LOG") {
+            Ok(filter) => _ = command.env("CLOISTER_LOG", filter),
+            Err(_) => _ = command.stderr(Stdio::null()),
         }
         if options.config.is_some() {
             command.arg("--config").arg(folder.path().join("config.toml"));

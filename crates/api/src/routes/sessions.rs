@@ -48,7 +48,8 @@ pub(super) async fn create(State(api): State<Arc<Api>>, body: Body) -> Answer<(S
     if body["tools"].as_array().is_some_and(|tools| !tools.is_empty()) {
         return Err(ApiError::invalid("this version has no client-side tools; leave tools out"));
     }
-    let ask: CreateSession = serde_json::from_value(body).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let ask: CreateSession =
+        serde_path_to_error::deserialize(body).map_err(|error| ApiError::invalid(error.to_string()))?;
     Ok((StatusCode::CREATED, Json(api.sessions.create(ask).await?)))
 }
 

@@ -1,7 +1,7 @@
 //! Deleting.
 
 use cloister_types::WorkspacePath;
-use rustix::fs::{AtFlags, FileType, OFlags, fstat, unlinkat};
+use rustix::fs::{AtFlags, FileType, OFlags, StatVfsMountFlags, fstat, fstatvfs, unlinkat};
 use rustix::io::Errno;
 
 use super::{Condition, FileError, Result, View, is_mount_root, kind, tag};
@@ -23,8 +23,8 @@ impl View {
             // Inside, the kernel itself answers EBUSY. From here it would let
             // the mount point go, because it is not one in our namespace.
             if is_mount_root(&handle)? {
-                let above = fstat(&folder)?;
-                return Err(if above.st_dev == self.skeleton { FileError::ReadOnly } else { FileError::Pinned });
+                let sealed = fstatvfs(&folder)?.f_flag.contains(StatVfsMountFlags::RDONLY);
+                return Err(if sealed { FileError::ReadOnly } else { FileError::Pinned });
             }
             let flags = if kind(&stat) == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             match unlinkat(&folder, name, flags) {

@@ -86,13 +86,16 @@ impl Builder<'_> {
     /// Folders and empty mount points for exactly the paths of the plan.
     fn skeleton(&mut self, plan: &Plan) -> Result<(), ViewError> {
         let root = handle(&self.tree, WORKSPACE).map_err(ViewError::at("open the workspace mount point"))?;
-        for path in plan.binds.iter().map(|bind| &bind.path).chain([&plan.own]) {
+        let own = Bind { path: plan.own.clone(), access: Access::Write, absent: IfAbsent::Create };
+        for Bind { path, absent, .. } in plan.binds.iter().chain([&own]) {
             if plan.binds.iter().any(|bind| path != &bind.path && path.is_within(&bind.path)) {
                 continue; // its mount point lies in a bound folder
             }
             let bytes = path.to_bytes();
             let kind = match statat(self.workspace, bytes.as_slice(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                // Not even its mount point may hint at it.
+                Err(_) if *absent == IfAbsent::Skip => continue,
                 Err(_) => FileType::Directory,
             };
             for folder in path.ancestors() {

@@ -1,0 +1,20 @@
+//! The whole product, as people use it: real processes, real namespaces, real
+//! sockets. Only the model's side of the network is played.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod cancel;
+mod commands;
+mod data;
+mod files;
+mod idempotency;
+mod leftovers;
+mod lifecycle;
+mod limits;
+mod probes;
+mod providers;
+mod restart;
+mod scope;
+mod sessions;
+mod stream;
+mod tls;
+mod tools;
