@@ -18,7 +18,9 @@ pub(crate) fn list() -> BTreeSet<String> {
         let name = entry.file_name();
         let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
         let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if command.starts_with("cloister") {
+        // A zombie has ended; its parent, the machine's first process, is late.
+        let ended = fs::read_to_string(entry.path().join("stat")).unwrap_or_default().contains(") Z ");
+        if command.starts_with("cloister") && !ended {
             found.insert(format!("process {pid} ({})", command.trim()));
         }
     }

@@ -18,6 +18,8 @@ use crate::wire;
 /// # Errors
 /// The link is broken; the supervisor reports the turn as failed.
 pub async fn run() -> std::io::Result<()> {
+    // Tools run as the same user; they must not read or write our memory.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     // Orphans of tools come to us instead of init, so they can be found.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?;
     let (mut commands, mut facts) = link::take()?;

@@ -4,6 +4,8 @@
 //! The steps are in the order in which they must be done: what lies below
 //! comes after what it lies in.
 
+use std::collections::BTreeSet;
+
 use cloister_types::SessionId;
 use cloister_types::path::WorkspacePath;
 use cloister_types::scope::{Access, MEMORY, SESSIONS, Scope};
@@ -56,8 +58,9 @@ pub struct Plan {
 pub fn plan(scope: &Scope, session: &SessionId) -> Plan {
     let mut root = Root::Skeleton;
     let mut binds: Vec<Bind> = Vec::new();
-    let push = |binds: &mut Vec<Bind>, path: WorkspacePath, access, absent| {
-        if !binds.iter().any(|bind| bind.path == path) {
+    let mut seen = BTreeSet::new();
+    let mut push = |binds: &mut Vec<Bind>, path: WorkspacePath, access, absent| {
+        if seen.insert(path.clone()) {
             binds.push(Bind { path, access, absent });
         }
     };

@@ -69,32 +69,30 @@ impl Files {
         let view = self.view.clone();
         blocking(move || {
             let inner = view.upload(&path, condition)?;
-            let room = context_room(&view, &path);
+            let room = context_room(&view, &path)?;
             Ok::<_, SessionError>(Upload { view, inner, room })
         })
         .await
     }
 }
 
-/// What `.pokee` may still hold, not counting the file that is replaced.
-fn context_room(view: &View, path: &WorkspacePath) -> Option<u64> {
-    let context = WorkspacePath::ROOT.join(CONTEXT.as_bytes()).ok()?;
+/// What `.pokee` may still hold, not counting the file that is replaced. Only
+/// plain files right in the folder count: nothing else reaches a prompt, and
+/// links would make this a walk without an end.
+fn context_room(view: &View, path: &WorkspacePath) -> Result<Option<u64>, SessionError> {
+    let context = WorkspacePath::ROOT.join(CONTEXT.as_bytes()).unwrap_or_default();
     if !path.is_within(&context) {
-        return None;
+        return Ok(None);
     }
-    let mut used = 0;
-    let mut folders = vec![context];
-    while let Some(folder) = folders.pop() {
-        for entry in view.list(&folder).unwrap_or_default() {
-            let Ok(child) = folder.join(&entry.name) else { continue };
-            match entry.kind {
-                FileType::Directory if folders.len() < 1000 => folders.push(child),
-                FileType::File if child != *path => used += entry.size,
-                _ => {}
-            }
-        }
-    }
-    Some(files::MAX_CONTEXT.saturating_sub(used))
+    let entries = match view.list(&context) {
+        Ok(entries) => entries,
+        Err(files::FileError::NotFound) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let others = entries.iter().filter(|entry| entry.kind == FileType::File && !entry.link);
+    let others = others.filter(|entry| context.join(&entry.name).is_ok_and(|other| other != *path));
+    let used = others.map(|entry| entry.size).sum();
+    Ok(Some(files::MAX_CONTEXT.saturating_sub(used)))
 }
 
 impl Upload {

@@ -16,6 +16,10 @@ use crate::{ResponseId, SessionId};
 /// of a turn, so this bounds a conversation's size.
 pub const MAX_FRAME: usize = 64 << 20;
 
+/// Largest frame that comes from an agent. Parsed JSON takes a multiple of its
+/// text, and the supervisor's memory is not the session's.
+pub const MAX_FACT: usize = 4 << 20;
+
 /// Encodes a frame: length, then JSON.
 ///
 /// # Errors
@@ -34,7 +38,7 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
 /// What is wrong with a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// It claims to be larger than [`MAX_FRAME`].
+    /// It claims to be larger than its reader takes.
     #[error("a frame of {0} bytes is over the limit")]
     TooLarge(usize),
     /// It is not the JSON that was expected.
@@ -43,13 +47,26 @@ pub enum FrameError {
 }
 
 /// Cuts a byte stream into frames.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameReader {
     buffer: Vec<u8>,
     start: usize,
+    limit: usize,
+}
+
+impl Default for FrameReader {
+    fn default() -> Self {
+        Self::with_limit(MAX_FRAME)
+    }
 }
 
 impl FrameReader {
+    /// A reader that refuses frames of more than `limit` bytes.
+    #[must_use]
+    pub fn with_limit(limit: usize) -> Self {
+        Self { buffer: Vec::new(), start: 0, limit }
+    }
+
     /// Takes what was read from the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start > 0 && self.start == self.buffer.len() {
@@ -70,7 +87,7 @@ impl FrameReader {
         let rest = &self.buffer[self.start..];
         let Some((head, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*head) as usize;
-        if length > MAX_FRAME {
+        if length > self.limit {
             return Err(FrameError::TooLarge(length));
         }
         let Some(body) = body.get(..length) else { return Ok(None) };

@@ -31,6 +31,9 @@ pub const CONTEXT: &str = ".pokee";
 /// unbounded mount table (the kernel's own limit is 100,000 a namespace).
 pub const MAX_ENTRIES: usize = 2048;
 
+/// Most folders on the way to one scope path.
+pub const MAX_DEPTH: usize = 64;
+
 /// `file_access` as it is sent and echoed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -62,6 +65,9 @@ pub enum BadScope {
         /// The rule that it breaks.
         why: BadPath,
     },
+    /// A path of more than [`MAX_DEPTH`] names.
+    #[error("file_access path {0:?} has more than {MAX_DEPTH} names")]
+    TooDeep(String),
     /// More than [`MAX_ENTRIES`] paths.
     #[error("file_access lists more than {MAX_ENTRIES} paths")]
     TooMany,
@@ -90,6 +96,9 @@ impl Scope {
                     return Err(bad(BadPath::Backslash));
                 }
                 let path = WorkspacePath::parse(text.as_bytes()).map_err(bad)?;
+                if path.components().len() > MAX_DEPTH {
+                    return Err(BadScope::TooDeep(text.chars().take(100).collect()));
+                }
                 let slot = all.entry(path).or_insert(access);
                 *slot = (*slot).max(access);
             }

@@ -13,7 +13,7 @@ fn place(stack: &Stack, path: &str, content: &str) {
     let root = stack.workspace();
     let owner = std::fs::metadata(&root).unwrap();
     let full = root.join(path);
-    std::fs::create_dir_all(full.parent().unwrap()).unwrap();
+    std::fs::create_dir_all(full.parent().unwrap()).unwrap_or_else(|error| panic!("{path}: {error}"));
     std::fs::write(&full, content).unwrap();
     for part in full.ancestors().take_while(|part| *part != root) {
         chown(part, Some(owner.uid()), Some(owner.gid())).unwrap();

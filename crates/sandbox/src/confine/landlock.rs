@@ -11,7 +11,7 @@ use super::ConfineError;
 const NEWEST: ABI = ABI::V6;
 
 /// Folders of the view in which everything that the mounts allow is allowed.
-const WRITABLE: [&str; 4] = ["/opt/sandbox/workspace", "/tmp", "/dev", "/proc"];
+const WRITABLE: [&str; 3] = ["/opt/sandbox/workspace", "/tmp", "/dev"];
 
 /// Restricts this process: reading and running anywhere, changing in
 /// [`WRITABLE`] alone, no signal and no abstract socket to the outside.

@@ -15,6 +15,9 @@ pub(super) enum Check {
     /// `ioctl`: not the two that push input into a terminal. Only the low 32
     /// bits count, as in the kernel (CVE-2019-10063).
     NoTerminalInjection,
+    /// `prlimit64`: the caller's own limits alone; init's are not a tool's to
+    /// lower.
+    OwnProcess,
     /// `clone3`: answered with ENOSYS. Its flags lie in memory, where a
     /// filter cannot see them; libraries then use `clone`.
     Absent,
@@ -59,8 +62,9 @@ pub(super) const GROUPS: &[Group] = &[
         SYS_futex_waitv SYS_sched_yield SYS_sched_getaffinity SYS_sched_setaffinity SYS_sched_getparam SYS_sched_setparam
         SYS_sched_getscheduler SYS_sched_setscheduler SYS_sched_getattr SYS_sched_setattr SYS_sched_get_priority_max
         SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_getpriority SYS_setpriority SYS_ioprio_get SYS_ioprio_set
-        SYS_getrusage SYS_times SYS_prlimit64 SYS_getrlimit SYS_setrlimit SYS_prctl SYS_getcpu SYS_pidfd_open SYS_pidfd_send_signal
+        SYS_getrusage SYS_times SYS_getrlimit SYS_setrlimit SYS_prctl SYS_getcpu SYS_pidfd_open SYS_pidfd_send_signal
         SYS_restart_syscall),
+    group!("limits of the caller itself", OwnProcess: SYS_prlimit64),
     group!("namespaces are the sandbox's own business", NoNamespaces: SYS_clone),
     group!("flags in memory, out of a filter's sight", Absent: SYS_clone3),
     group!("signals", None:

@@ -11,9 +11,12 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use super::kind;
 use crate::identity::Identity;
 
-/// Most bytes of all files together; loading stops at the first that does not
-/// fit.
+/// Most bytes of all files together, headings included; loading stops at the
+/// first that does not fit.
 pub const MAX_CONTEXT: u64 = 1 << 20;
+/// Most files, and most names looked at.
+const MAX_FILES: usize = 256;
+const MAX_NAMES: usize = 4096;
 
 /// Joins the markdown files, in byte order of their names, each under a
 /// heading with its name. What is not a plain UTF-8 file is left out; the
@@ -31,8 +34,8 @@ pub fn read_context(workspace: impl AsFd, identity: Identity) -> (String, Vec<St
         let mut size = 0;
         for name in names(&folder) {
             match read_one(&folder, &name, strict, flags) {
-                Some(content) if size + content.len() as u64 <= MAX_CONTEXT => {
-                    size += content.len() as u64;
+                Some(content) if size + (content.len() + name.len() + 8) as u64 <= MAX_CONTEXT => {
+                    size += (content.len() + name.len() + 8) as u64;
                     if !text.is_empty() {
                         text.push_str("\n\n");
                     }
@@ -50,10 +53,11 @@ pub fn read_context(workspace: impl AsFd, identity: Identity) -> (String, Vec<St
 }
 
 fn names(folder: &OwnedFd) -> Vec<String> {
-    let entries = Dir::read_from(folder).into_iter().flatten().flatten();
+    let entries = Dir::read_from(folder).into_iter().flatten().flatten().take(MAX_NAMES);
     let names = entries.filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned));
     let mut names: Vec<String> = names.filter(|name| name.ends_with(".md")).collect();
     names.sort_unstable();
+    names.truncate(MAX_FILES);
     names
 }
 

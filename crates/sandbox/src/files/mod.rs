@@ -22,6 +22,7 @@ use crate::protocol::Source;
 
 pub use context::{MAX_CONTEXT, read_context};
 pub use list::Entry;
+pub(crate) use remove::remove_tree;
 pub use read::{Found, Opened};
 pub use upload::{Condition, Upload, Written};
 

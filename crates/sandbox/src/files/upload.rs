@@ -5,12 +5,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Mutex;
 
 use cloister_types::WorkspacePath;
+use cloister_types::scope::MEMORY;
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, fstat, fsync, linkat, mkdirat, openat, openat2, renameat,
     renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 
+use super::remove::{entry, refuse_mount};
 use super::{FileError, Result, View, is_mount_root, kind, modified, reopen, tag};
 
 const FILE: Mode = Mode::from_raw_mode(0o644);
@@ -45,14 +47,14 @@ impl Condition {
     }
 }
 
-/// Where the bytes go until they are complete.
+/// Where the bytes go once they are complete.
 #[derive(Debug)]
 enum Target {
-    /// A nameless file in the folder, to be given the name at the end.
-    Replace { folder: OwnedFd, name: Vec<u8> },
-    /// The file itself: it is a mount of its own, or reached through a link,
-    /// so nothing can be put in its place.
-    InPlace,
+    /// A name in a folder, to be given to the new file.
+    Name { folder: OwnedFd, name: Vec<u8> },
+    /// The content of an existing file: it is a mount of its own, or reached
+    /// through a link, so nothing can be put in its place.
+    Content(OwnedFd),
 }
 
 /// An upload under way.
@@ -86,62 +88,70 @@ impl View {
     pub fn upload(&self, path: &WorkspacePath, condition: Condition) -> Result<Upload> {
         self.act(|| {
             let (parent, name) = path.split_last().ok_or(FileError::WrongKind)?;
-            let existing = match self.open(path, OFlags::PATH) {
-                Ok(handle) => Some(handle),
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
-                Err(errno) => return Err(errno.into()),
-            };
-            if let Some(handle) = &existing {
-                let stat = fstat(handle)?;
-                if kind(&stat) != FileType::RegularFile {
-                    return Err(match fstat(self.open(&parent, OFlags::PATH)?) {
-                        Ok(above) if above.st_dev == self.skeleton && stat.st_dev == self.skeleton => {
-                            FileError::ReadOnly
-                        }
-                        _ => FileError::WrongKind,
-                    });
-                }
-                let link = self.open(path, OFlags::PATH | OFlags::NOFOLLOW).and_then(fstat)?;
-                if is_mount_root(handle)? || kind(&link) == FileType::Symlink {
-                    if !condition.holds(Some(&tag(&stat))) {
-                        return Err(FileError::Precondition);
-                    }
-                    let file = File::from(reopen(handle, OFlags::WRONLY | OFlags::TRUNC)?);
-                    return Ok(Upload { file, target: Target::InPlace, condition: Condition::None });
-                }
-            }
             let folder = self.make_parents(&parent)?;
-            let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-            match openat(&folder, ".", flags, FILE) {
-                Ok(file) => {
-                    Ok(Upload { file: file.into(), target: Target::Replace { folder, name: name.to_vec() }, condition })
-                }
-                Err(Errno::ROFS) => Err(self.read_only_at(&folder)),
-                Err(errno) => Err(errno.into()),
+            // From here on the folder is the one that was opened: whatever is
+            // renamed or linked meanwhile, the name is looked up in it alone.
+            match entry(&folder, name) {
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(found) => match kind(&fstat(&found)?) {
+                    FileType::RegularFile if is_mount_root(&found)? => return self.into_content(found, condition),
+                    FileType::RegularFile => {}
+                    FileType::Symlink => return self.into_content(self.open(path, OFlags::PATH)?, condition),
+                    FileType::Directory if fstat(&found)?.st_dev == self.skeleton => return Err(FileError::ReadOnly),
+                    _ => return Err(FileError::WrongKind),
+                },
             }
+            let file = nameless(&folder).map_err(|errno| match errno {
+                Errno::ROFS => self.read_only_at(&folder),
+                errno => errno.into(),
+            })?;
+            Ok(Upload { file, target: Target::Name { folder, name: name.to_vec() }, condition })
         })
+    }
+
+    /// An upload that will become the content of what is there.
+    fn into_content(&self, target: OwnedFd, condition: Condition) -> Result<Upload> {
+        if kind(&fstat(&target)?) != FileType::RegularFile {
+            return Err(FileError::WrongKind);
+        }
+        // Opened now so that a refusal comes before the bytes do.
+        let target = reopen(&target, OFlags::WRONLY)?;
+        let memory = WorkspacePath::ROOT.join(MEMORY.as_bytes()).unwrap_or_default();
+        // Any writable folder serves to hold a file without a name.
+        let folder = self.open(&memory, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Ok(Upload { file: nameless(&folder)?, target: Target::Content(target), condition })
     }
 
     /// Opens the folder, making what is missing on the way to it.
     fn make_parents(&self, path: &WorkspacePath) -> Result<OwnedFd> {
         let open = |path: &WorkspacePath| self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK);
-        match open(path) {
-            Ok(folder) => return Ok(folder),
-            Err(Errno::NOENT) => {}
-            // A file in the way: a plain conflict, and visible as such.
-            Err(Errno::NOTDIR) => return Err(FileError::WrongKind),
-            Err(errno) => return Err(errno.into()),
+        // The deepest folder that is there, then one by one.
+        let mut missing = Vec::new();
+        let mut at = path.clone();
+        let mut folder = loop {
+            match open(&at) {
+                Ok(folder) => break folder,
+                Err(Errno::NOENT) => {}
+                // A file in the way: a plain conflict, and visible as such.
+                Err(Errno::NOTDIR) => return Err(FileError::WrongKind),
+                Err(errno) => return Err(errno.into()),
+            }
+            let (above, name) = at.split_last().ok_or(FileError::NotFound)?;
+            missing.push(name.to_vec());
+            at = above;
+        };
+        while let Some(name) = missing.pop() {
+            match mkdirat(&folder, name.as_slice(), FOLDER) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(Errno::ROFS) => return Err(self.read_only_at(&folder)),
+                Err(errno) => return Err(errno.into()),
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let resolve = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
+            folder = openat2(&folder, name.as_slice(), flags, Mode::empty(), resolve)?;
         }
-        let (above, name) = path.split_last().ok_or(FileError::NotFound)?;
-        let above = self.make_parents(&above)?;
-        match mkdirat(&above, name, FOLDER) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(Errno::ROFS) => return Err(self.read_only_at(&above)),
-            Err(errno) => return Err(errno.into()),
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let resolve = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
-        Ok(openat2(&above, name, flags, Mode::empty(), resolve)?)
+        Ok(folder)
     }
 
     /// Puts a complete upload in place, durably.
@@ -150,60 +160,87 @@ impl View {
     /// [`FileError::Precondition`] if the file changed against the condition.
     pub fn commit(&self, upload: Upload) -> Result<Written> {
         self.act(|| {
-            fsync(&upload.file)?;
-            let Upload { file, target, condition } = upload;
-            let Target::Replace { folder, name } = target else {
-                let stat = fstat(&file)?;
-                return Ok(Written {
-                    size: stat.st_size.cast_unsigned(),
-                    modified: modified(&stat),
-                    tag: tag(&stat),
-                    created: false,
-                });
-            };
+            let Upload { mut file, target, condition } = upload;
             let _commit = COMMITS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let handle =
-                openat(&folder, name.as_slice(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
-            let before = match handle {
-                Ok(handle) => Some(fstat(handle)?),
-                Err(Errno::NOENT) => None,
-                Err(errno) => return Err(errno.into()),
-            };
-            if !condition.holds(before.as_ref().map(tag).as_deref()) {
-                return Err(FileError::Precondition);
-            }
-            // A hidden name first: link(2) cannot replace, rename(2) can.
-            let temporary = format!(".cloister-upload-{:x}-{}", fstat(&file)?.st_ino, std::process::id());
-            let source = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-            linkat(rustix::fs::CWD, source, &folder, temporary.as_str(), AtFlags::SYMLINK_FOLLOW)?;
-            let moved = if before.is_none() {
-                renameat_with(&folder, temporary.as_str(), &folder, name.as_slice(), RenameFlags::NOREPLACE)
-            } else {
-                renameat(&folder, temporary.as_str(), &folder, name.as_slice())
-            };
-            let moved = match moved {
-                // Somebody was faster; without a condition the last writer wins.
-                Err(Errno::EXIST) if condition == Condition::None => {
-                    renameat(&folder, temporary.as_str(), &folder, name.as_slice())
+            match target {
+                Target::Name { folder, name } => {
+                    fsync(&file)?;
+                    let created = name_it(&file, &folder, &name, &condition)?;
+                    fsync(&folder)?;
+                    written(&file, created)
                 }
-                Err(Errno::EXIST) => {
-                    let _ = unlinkat(&folder, temporary.as_str(), AtFlags::empty());
-                    return Err(FileError::Precondition);
+                Target::Content(target) => {
+                    if !condition.holds(Some(&tag(&fstat(&target)?))) {
+                        return Err(FileError::Precondition);
+                    }
+                    let mut target = File::from(target);
+                    let mut source = File::from(reopen(&file, OFlags::RDONLY)?);
+                    std::io::Seek::rewind(&mut file)?;
+                    target.set_len(0)?;
+                    std::io::copy(&mut source, &mut target)?;
+                    fsync(&target)?;
+                    written(&target, false)
                 }
-                other => other,
-            };
-            if let Err(errno) = moved {
-                let _ = unlinkat(&folder, temporary.as_str(), AtFlags::empty());
-                return Err(errno.into());
             }
-            fsync(&folder)?;
-            let stat = fstat(&file)?;
-            Ok(Written {
-                size: stat.st_size.cast_unsigned(),
-                modified: modified(&stat),
-                tag: tag(&stat),
-                created: before.is_none(),
-            })
         })
     }
+}
+
+fn written(file: &File, created: bool) -> Result<Written> {
+    let stat = fstat(file)?;
+    Ok(Written { size: stat.st_size.cast_unsigned(), modified: modified(&stat), tag: tag(&stat), created })
+}
+
+fn nameless(folder: &OwnedFd) -> rustix::io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(openat(folder, ".", flags, FILE)?.into())
+}
+
+/// Gives a nameless file its name; true if nothing had that name before.
+fn name_it(file: &File, folder: &OwnedFd, name: &[u8], condition: &Condition) -> Result<bool> {
+    let before = match entry(folder, name) {
+        Ok(found) => {
+            refuse_mount(folder, &found)?;
+            let stat = fstat(&found)?;
+            if kind(&stat) == FileType::Directory {
+                return Err(FileError::WrongKind);
+            }
+            Some(stat)
+        }
+        Err(Errno::NOENT) => None,
+        Err(errno) => return Err(errno.into()),
+    };
+    if !condition.holds(before.as_ref().map(tag).as_deref()) {
+        return Err(FileError::Precondition);
+    }
+    // A hidden name first: link(2) cannot replace, rename(2) can.
+    let temporary = hidden_name(file, folder)?;
+    let moved = match before {
+        Some(_) => renameat(folder, temporary.as_str(), folder, name),
+        None => match renameat_with(folder, temporary.as_str(), folder, name, RenameFlags::NOREPLACE) {
+            // The agent was faster; without a condition the last writer wins.
+            Err(Errno::EXIST) if *condition == Condition::None => renameat(folder, temporary.as_str(), folder, name),
+            other => other,
+        },
+    };
+    moved.map_err(|errno| {
+        let _ = unlinkat(folder, temporary.as_str(), AtFlags::empty());
+        if errno == Errno::EXIST { FileError::Precondition } else { errno.into() }
+    })?;
+    Ok(before.is_none())
+}
+
+/// Links a nameless file under a hidden name that nobody can foresee.
+fn hidden_name(file: &File, folder: &OwnedFd) -> Result<String> {
+    let source = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    for _ in 0..8 {
+        let mut random = [0_u8; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let name = format!(".cloister-upload-{:016x}", u64::from_ne_bytes(random));
+        match linkat(rustix::fs::CWD, source.as_str(), folder, name.as_str(), AtFlags::SYMLINK_FOLLOW) {
+            Err(Errno::EXIST) => {}
+            other => return Ok(other.map(|()| name)?),
+        }
+    }
+    Err(FileError::Busy)
 }

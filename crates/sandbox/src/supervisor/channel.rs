@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cloister_types::link::{FrameError, FrameReader, encode};
+use cloister_types::link::{FrameError, FrameReader, MAX_FRAME, encode};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -30,8 +30,13 @@ impl From<FrameError> for Closed {
 
 impl Channel {
     pub(super) fn new(socket: OwnedFd) -> rustix::io::Result<Self> {
+        Self::with_limit(socket, MAX_FRAME)
+    }
+
+    /// A channel that takes frames up to `limit` bytes.
+    pub(super) fn with_limit(socket: OwnedFd, limit: usize) -> rustix::io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self { socket, reader: FrameReader::default(), unsent: VecDeque::new(), closed: false })
+        Ok(Self { socket, reader: FrameReader::with_limit(limit), unsent: VecDeque::new(), closed: false })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cloister_types::ErrorCode;
-use cloister_types::link::{Command, Fact, FromAgent, Outcome, TurnStart, encode};
+use cloister_types::link::{Command, Fact, FromAgent, MAX_FACT, Outcome, TurnStart, encode};
 use cloister_types::transcript::Usage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -31,6 +31,10 @@ const CANCEL_GRACE: Duration = Duration::from_millis(700);
 const HANG_UP_GRACE: Duration = Duration::from_secs(1);
 /// How long the last facts may take to reach the server.
 const FLUSH: Duration = Duration::from_secs(10);
+/// Pieces of 64 KiB read from an agent before time and server are looked at.
+const READS: usize = 16;
+/// Pieces that may be left in the socket of an agent that has ended.
+const LAST_READS: usize = 64;
 /// Bytes of the agent's error output kept for the report of its death.
 const LOG_TAIL: usize = 2048;
 
@@ -84,6 +88,7 @@ struct Live {
     agent: Channel,
     log: OwnedFd,
     log_tail: VecDeque<u8>,
+    log_closed: bool,
     agent_gone: bool,
     deadline: Instant,
     limit: Duration,
@@ -108,7 +113,7 @@ impl Supervisor {
                 self.hear_server()?;
             }
             if ready.agent {
-                self.hear_agent()?;
+                self.hear_agent(READS)?;
             }
             if ready.log {
                 self.hear_log();
@@ -126,14 +131,19 @@ impl Supervisor {
             PollFd::from_borrowed_fd(self.link.fd(), self.link.interest(true)),
             PollFd::new(&self.control, PollFlags::IN),
         ];
+        let mut roles = vec![Role::Link, Role::Control];
         let mut timeout = None;
         if let Some(live) = &self.live {
-            // A hung-up descriptor would wake us for ever: init's report is
-            // what is waited for then.
-            if !live.agent_gone {
-                // While the server is behind, the agent waits: memory is bounded.
-                fds.push(PollFd::from_borrowed_fd(live.agent.fd(), live.agent.interest(!self.link.is_full())));
+            // A hung-up descriptor would wake us for ever, so it is left out:
+            // init's report is what is waited for then. While the server is
+            // behind, the agent waits: memory is bounded.
+            if !live.agent_gone && !self.link.is_full() {
+                fds.push(PollFd::from_borrowed_fd(live.agent.fd(), live.agent.interest(true)));
+                roles.push(Role::Agent);
+            }
+            if !live.log_closed {
                 fds.push(PollFd::new(&live.log, PollFlags::IN));
+                roles.push(Role::Log);
             }
             let end = live.cancelled.map_or(live.deadline, |at| (at + CANCEL_GRACE).min(live.deadline));
             timeout = Some(end.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
@@ -144,9 +154,13 @@ impl Supervisor {
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return Err(Closed),
         }
-        let at = |index: usize| fds.get(index).is_some_and(|fd: &PollFd<'_>| !fd.revents().is_empty());
-        let log = fds.get(3).is_some_and(|fd| fd.revents().contains(PollFlags::IN));
-        Ok(Ready { link: at(0), control: at(1), agent: at(2), log })
+        let woken = |role| fds.iter().zip(&roles).any(|(fd, of)| *of == role && !fd.revents().is_empty());
+        Ok(Ready {
+            link: woken(Role::Link),
+            control: woken(Role::Control),
+            agent: woken(Role::Agent),
+            log: woken(Role::Log),
+        })
     }
 
     fn hear_server(&mut self) -> Result<(), Closed> {
@@ -179,6 +193,7 @@ impl Supervisor {
                     agent,
                     log,
                     log_tail: VecDeque::new(),
+                    log_closed: false,
                     agent_gone: false,
                     deadline: Instant::now() + limit,
                     limit,
@@ -202,15 +217,19 @@ impl Supervisor {
         let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&log, true)?;
         init::run_agent(&self.control, &theirs, &their_log)?;
-        let mut agent = Channel::new(ours)?;
+        let mut agent = Channel::with_limit(ours, MAX_FACT)?;
         agent.send(command).map_err(|Closed| std::io::Error::other("it hung up"))?;
         Ok((agent, log))
     }
 
-    fn hear_agent(&mut self) -> Result<(), Closed> {
+    /// Takes up to `reads` pieces from the agent and acts on whole frames.
+    fn hear_agent(&mut self, reads: usize) -> Result<(), Closed> {
         let Some(live) = &mut self.live else { return Ok(()) };
         let mut more = live.agent.flush().is_ok();
-        while more && !self.link.is_full() {
+        for _ in 0..reads {
+            if !more {
+                break;
+            }
             match live.agent.fill() {
                 Ok(got) => more = got,
                 Err(Closed) => more = false,
@@ -258,6 +277,7 @@ impl Supervisor {
         let Some(live) = &mut self.live else { return };
         let mut buffer = [0; 4096];
         if let Ok(got) = rustix::io::read(&live.log, &mut buffer) {
+            live.log_closed = got == 0;
             live.log_tail.extend(&buffer[..got]);
             let excess = live.log_tail.len().saturating_sub(LOG_TAIL);
             live.log_tail.drain(..excess);
@@ -273,8 +293,8 @@ impl Supervisor {
                 "the sandbox ended".to_owned()
             }
         };
-        // Its last words may still be in the socket.
-        self.hear_agent()?;
+        // Its last words may still be in the socket, which holds only so much.
+        self.hear_agent(LAST_READS)?;
         self.hear_log();
         let Some(live) = &mut self.live else { return Ok(()) };
         if live.cancelled.is_some() {
@@ -348,6 +368,15 @@ impl Supervisor {
         }
         Ok(())
     }
+}
+
+/// What a descriptor in the poll set is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Link,
+    Control,
+    Agent,
+    Log,
 }
 
 struct Ready {

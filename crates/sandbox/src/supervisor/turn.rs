@@ -20,8 +20,8 @@ use serde_json::{Map, Value, json};
 /// Bytes of event data that one turn may produce. A hostile agent could
 /// otherwise fill the server's disk.
 const MAX_TURN_BYTES: usize = 256 << 20;
-/// Bytes of one event's data.
-const MAX_EVENT_BYTES: usize = 4 << 20;
+/// What any frame costs besides its data, kept or dropped.
+const FRAME_BYTES: usize = 256;
 
 /// The agent produced more than a turn may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,10 @@ impl Turn {
     /// An event of the agent: numbered, or dropped if it is out of place.
     pub(crate) fn event(&mut self, kind: EventKind, data: Map<String, Value>) -> Result<Vec<Fact>, TooMuch> {
         use EventKind as K;
+        self.bytes += FRAME_BYTES;
+        if self.bytes > MAX_TURN_BYTES {
+            return Err(TooMuch);
+        }
         let mut facts = Vec::new();
         match kind {
             K::MessageCreated | K::MessageCompleted | K::MessageCancelled | K::MessageError => return Ok(facts),
@@ -82,18 +86,14 @@ impl Turn {
             K::TextDelta | K::ThinkingDelta | K::ToolUseInputDelta => {}
             K::ToolUseExecuting | K::ToolResult | K::RetryScheduled | K::AttemptDiscarded => {}
         }
-        let before = self.bytes;
         facts.push(self.number(kind, data));
-        if self.bytes - before > MAX_EVENT_BYTES || self.bytes > MAX_TURN_BYTES {
-            return Err(TooMuch);
-        }
         Ok(facts)
     }
 
     /// An entry of the conversation.
     pub(crate) fn entry(&mut self, entry: Entry) -> Result<Fact, TooMuch> {
         let size = serde_json::to_vec(&entry).map_or(usize::MAX, |bytes| bytes.len());
-        self.bytes = self.bytes.saturating_add(size);
+        self.bytes = self.bytes.saturating_add(size).saturating_add(FRAME_BYTES);
         if self.bytes > MAX_TURN_BYTES {
             return Err(TooMuch);
         }
@@ -166,9 +166,12 @@ mod tests {
 
     #[test]
     fn a_flood_is_noticed() {
-        let mut turn = turn();
-        let data = Map::from_iter([("content".to_owned(), Value::from("x".repeat(5 << 20)))]);
-        assert_eq!(turn.event(EventKind::ToolResult, data).unwrap_err(), TooMuch);
+        // Of what is shown, and of what is dropped.
+        for kind in [EventKind::ToolResult, EventKind::MessageCreated] {
+            let mut turn = turn();
+            let flooded = (0..2_000_000).any(|_| turn.event(kind, Map::new()).is_err());
+            assert!(flooded, "{kind}");
+        }
     }
 
     proptest! {
