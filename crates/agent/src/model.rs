@@ -49,13 +49,21 @@ impl Failure {
 }
 
 /// Calls the model until it answers.
-pub(crate) async fn call(facts: &mut Facts, start: &TurnStart, step: u32, body: &Value) -> Result<Answer, CallError> {
+/// `partial` is the text of the present attempt, for whoever gives up waiting.
+pub(crate) async fn call(
+    facts: &mut Facts,
+    start: &TurnStart,
+    step: u32,
+    body: &Value,
+    partial: &mut String,
+) -> Result<Answer, CallError> {
     let url = format!("{}/{}{}", start.model_url.trim_end_matches('/'), start.model.name, start.model.wire.path());
     let key = format!("{}-{step}", start.response_id);
     let bytes = body.to_string().into_bytes();
     let began = Instant::now();
     for attempt in 1.. {
-        let mut shown = Shown::default();
+        partial.clear();
+        let mut shown = Shown { any: false, open: None, text: partial };
         let failure = match try_once(facts, start, &url, &key, bytes.clone(), &mut shown).await? {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,
@@ -88,13 +96,13 @@ fn backoff(attempt: u32) -> Duration {
 }
 
 /// What clients have been shown of an attempt.
-#[derive(Default)]
-struct Shown {
+struct Shown<'t> {
     any: bool,
     open: Option<Block>,
+    text: &'t mut String,
 }
 
-impl Shown {
+impl Shown<'_> {
     async fn piece(&mut self, facts: &mut Facts, piece: Piece) -> std::io::Result<()> {
         self.any = true;
         match piece {
@@ -109,7 +117,10 @@ impl Shown {
             }
             Piece::More(text) => {
                 let kind = match self.open {
-                    Some(Block::Text) => EventKind::TextDelta,
+                    Some(Block::Text) => {
+                        self.text.push_str(&text);
+                        EventKind::TextDelta
+                    }
                     Some(Block::Thinking) => EventKind::ThinkingDelta,
                     _ => EventKind::ToolUseInputDelta,
                 };
@@ -158,7 +169,7 @@ async fn try_once(
     url: &str,
     key: &str,
     body: Vec<u8>,
-    shown: &mut Shown,
+    shown: &mut Shown<'_>,
 ) -> std::io::Result<Result<Answer, Failure>> {
     let mut reply = match http::post(url, key, body).await {
         Ok(reply) => reply,

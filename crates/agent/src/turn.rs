@@ -29,7 +29,7 @@ pub async fn run() -> std::io::Result<()> {
     };
     let cancel = commands.watch_for_cancel();
     let mut turn = Turn {
-        toolbox: Toolbox::new(&start.session_id),
+        toolbox: Toolbox::new(&start.session_id, &start.response_id),
         steps: Steps::new(start.limits),
         conversation: start.conversation.clone(),
         start: *start,
@@ -58,13 +58,17 @@ impl Turn {
                 Action::End(outcome) => return Ok(outcome),
                 Action::CallModel => {
                     let body = wire::request(&self.start.model, &system, &repair(&self.conversation), &schemas);
+                    let mut partial = String::new();
                     let called = tokio::select! {
-                        called = model::call(facts, &self.start, self.steps.taken(), &body) => Some(called),
+                        called = model::call(facts, &self.start, self.steps.taken(), &body, &mut partial) => Some(called),
                         _ = cancel.wait_for(|cancelled| *cancelled) => None,
                     };
                     match called {
                         // The open block is closed by the supervisor.
-                        None => return Ok(Outcome::Cancelled),
+                        None => {
+                            self.remember_partial(facts, partial).await?;
+                            return Ok(Outcome::Cancelled);
+                        }
                         Some(Err(CallError::Link(error))) => return Err(error),
                         Some(Err(CallError::Failed(code, message))) => return Ok(Outcome::Failed { code, message }),
                         Some(Ok(answer)) => {
@@ -102,6 +106,17 @@ impl Turn {
         facts.entry(&entry).await?;
         self.conversation.push(entry);
         Ok(())
+    }
+
+    /// What had been said when a cancel came stays in the conversation, marked.
+    async fn remember_partial(&self, facts: &mut Facts, text: String) -> std::io::Result<()> {
+        if text.trim().is_empty() {
+            return Ok(());
+        }
+        let text = format!("{text}\n[cancelled here by the user]");
+        let blocks = vec![json!({"type": "text", "text": text})];
+        let start = &self.start.model;
+        facts.entry(&Entry::Assistant { wire: start.wire, model: start.upstream_model.clone(), blocks }).await
     }
 
     /// Runs the calls of one answer. Neighbours that only read run side by

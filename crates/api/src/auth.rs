@@ -9,9 +9,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use cloister_types::ErrorCode;
 use cloister_types::key::ApiKey;
+use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
 
 use crate::Api;
+use crate::body::drain;
 use crate::error::ApiError;
 
 /// The caller of a request, by the name that its key was given.
@@ -27,9 +29,17 @@ pub(crate) async fn require_key(State(api): State<Arc<Api>>, mut request: Reques
     match authenticate(&api, request.headers().get(header::AUTHORIZATION).cloned()).await {
         Ok(principal) => {
             request.extensions_mut().insert(principal);
+            // Names of files are bytes; everything else is text, or nothing.
+            let path = request.uri().path();
+            if !path.contains("/files/") && percent_decode_str(path).decode_utf8().is_err() {
+                return ApiError::new(ErrorCode::NotFound, "there is nothing at this path").into_response();
+            }
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            drain(request.into_body()).await;
+            error.into_response()
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! JSON bodies and query strings.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -9,6 +11,9 @@ use serde_json::Value;
 
 use crate::error::{Answer, ApiError};
 
+/// How much of a refused body is taken in, and for how long.
+const DRAIN_BYTES: usize = 256 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// Bytes of a JSON body; longer texts are files.
 const MAX_JSON: usize = 4 << 20;
 
@@ -25,6 +30,17 @@ pub(crate) async fn json(body: Body) -> Answer<Value> {
         return Ok(Value::Null);
     }
     serde_json::from_slice(&bytes).map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))
+}
+
+/// Takes in what a refused client is still sending, within bounds: many
+/// clients look for an answer only once they have sent everything.
+pub(crate) async fn drain(body: Body) {
+    let all = async {
+        let mut body = Limited::new(body, DRAIN_BYTES);
+        while let Some(Ok(_)) = body.frame().await {}
+    };
+    // Whoever is slower or longer than this loses the connection instead.
+    let _ = tokio::time::timeout(DRAIN_TIME, all).await;
 }
 
 /// Reads a query string.

@@ -16,6 +16,7 @@ use arguments::{Arguments, Command};
 use output::{Failure, Output};
 
 fn main() -> ExitCode {
+    cloister_server::settle();
     let arguments = Arguments::parse();
     logging(&arguments.command);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cloister_types::wire::{
     CancelAnswer, CreateSession, Deleted, ErrorBody, FileEntry, FileWritten, Health, SendMessage, SessionRecord,
 };
-use cloister_types::{ErrorCode, ResponseId, SessionId};
+use cloister_types::{ErrorCode, ResponseId, SessionId, WorkspacePath};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
@@ -204,8 +204,16 @@ impl Client {
         self.json(self.request(Method::POST, &format!("/v1/sessions/{id}/responses/{turn}/cancel"))).await
     }
 
-    fn file_path(id: &SessionId, path: &str) -> String {
-        format!("/v1/sessions/{id}/files/{}", utf8_percent_encode(path.trim_start_matches("./"), PATH))
+    /// URL of a file. Checked here, because URL libraries resolve `..` and
+    /// would ask for something else altogether.
+    fn file_path(id: &SessionId, path: &str) -> Result<String> {
+        let path = WorkspacePath::parse(path.as_bytes()).map_err(|error| ClientError::Refused {
+            status: ErrorCode::InvalidPath.status(),
+            code: ErrorCode::InvalidPath,
+            message: error.to_string(),
+            hint: None,
+        })?;
+        Ok(format!("/v1/sessions/{id}/files/{}", utf8_percent_encode(&path.to_text(), PATH)))
     }
 
     /// Lists a folder.
@@ -222,7 +230,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn download(&self, id: &SessionId, path: &str) -> Result<Download> {
-        let response = self.send(self.request(Method::GET, &Self::file_path(id, path))).await?;
+        let response = self.send(self.request(Method::GET, &Self::file_path(id, path)?)).await?;
         Ok(Download { client: self.clone(), response })
     }
 
@@ -231,7 +239,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn upload(&self, id: &SessionId, path: &str, content: impl Into<reqwest::Body>) -> Result<FileWritten> {
-        self.json(self.request(Method::PUT, &Self::file_path(id, path)).body(content)).await
+        self.json(self.request(Method::PUT, &Self::file_path(id, path)?).body(content)).await
     }
 
     /// Deletes a file.
@@ -239,7 +247,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn remove(&self, id: &SessionId, path: &str) -> Result<()> {
-        self.send(self.request(Method::DELETE, &Self::file_path(id, path))).await.map(drop)
+        self.send(self.request(Method::DELETE, &Self::file_path(id, path)?)).await.map(drop)
     }
 }
 

@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde_json::json;
 
@@ -22,6 +22,8 @@ pub(crate) type Body = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// How long the provider may take to be connected to.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Bytes of a model call.
+const REQUEST_BODY: usize = 64 << 20;
 /// Bytes of an error's body that are passed on.
 const ERROR_BODY: usize = 64 << 10;
 /// What a session may say about its call, besides the body.
@@ -98,7 +100,12 @@ async fn forward(
     }
     // After the session's own, so that none of them can stand in their way.
     headers.extend(credential.headers.iter().cloned());
-    let body = reqwest::Body::wrap_stream(request.into_body().into_data_stream());
+    // Whole, so that it goes out with its length: not every provider takes
+    // chunks.
+    let body = Limited::new(request.into_body(), REQUEST_BODY).collect().await;
+    let body =
+        body.map_err(|_| (StatusCode::PAYLOAD_TOO_LARGE, "the model call is too large, or broke off".to_owned()))?;
+    let body = body.to_bytes();
     let sent = session.tenant.clients.for_upstream(upstream).post(url).headers(headers).body(body).send().await;
     let answer = sent.map_err(|error| {
         let error = error.without_url();

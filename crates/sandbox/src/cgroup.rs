@@ -94,13 +94,23 @@ impl Cgroups {
         static LAUNCHES: AtomicU64 = AtomicU64::new(0);
         let name = format!("{session}.{}", LAUNCHES.fetch_add(1, Ordering::Relaxed));
         let groups = SessionGroups { folders: self.hierarchies.iter().map(|h| h.home.join(&name)).collect() };
+        match self.furnish(&groups, limits) {
+            Ok(()) => Ok(groups),
+            Err(error) => {
+                groups.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn furnish(&self, groups: &SessionGroups, limits: &Limits) -> io::Result<()> {
         for (hierarchy, folder) in self.hierarchies.iter().zip(&groups.folders) {
             fs::create_dir(folder)?;
             for controller in &hierarchy.controllers {
                 set_limit(hierarchy.version, controller, folder, limits)?;
             }
         }
-        Ok(groups)
+        Ok(())
     }
 
     /// The groups of a session that has none.

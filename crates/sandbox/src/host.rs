@@ -1,30 +1,37 @@
 //! The server's side of the spawner. Every call blocks for a few
 //! milliseconds; callers on an async runtime use a blocking thread.
+//!
+//! A spawner that died is replaced with the next call. Live sandboxes do not
+//! notice; views that it built are of no use to its successor and are told by
+//! their generation.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use cloister_types::SessionId;
 use cloister_types::link::{Enforced, Fact, FrameReader};
-use cloister_types::scope::FileAccess;
+use cloister_types::scope::{FileAccess, SESSIONS};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, socketpair,
 };
 
 use crate::confine::Limits;
 use crate::doctor;
-use crate::files::View;
+use crate::files::{View, remove_tree};
 use crate::identity::Identity;
-use crate::protocol::{self, Request, ViewReply};
+use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
 
 /// How long a launch or a view may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the spawner may take to end with everything that it started.
+const GOODBYE: Duration = Duration::from_secs(12);
 
 /// Why the sandbox side could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -63,13 +70,20 @@ fn refused(message: String) -> HostError {
     HostError::Refused { message, fix }
 }
 
-/// A running spawner. Dropping it hangs up, upon which the spawner and all
-/// its sandboxes end.
+/// The tenant's spawner, kept running. Dropping it hangs up, upon which the
+/// spawner and all its sandboxes end.
 pub struct Host {
-    control: Option<OwnedFd>,
-    child: Mutex<Child>,
+    executable: PathBuf,
+    setup: Setup,
     identity: Identity,
     workspace: OwnedFd,
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    control: OwnedFd,
+    child: Child,
+    generation: u64,
 }
 
 /// A sandbox that stands, seen from the server.
@@ -87,54 +101,68 @@ impl Host {
     /// Makes the workspace folder if need be and starts the spawner.
     ///
     /// # Errors
-    /// The executable is missing, or the workspace cannot be made.
-    pub fn start(executable: &Path, agent: &Path, workspace: &Path) -> std::io::Result<Self> {
+    /// The executable is missing, the workspace cannot be made, or the kernel
+    /// refuses what every sandbox needs.
+    pub fn start(executable: &Path, agent: &Path, workspace: &Path) -> Result<Self, HostError> {
         let identity = Identity::current();
         std::fs::create_dir_all(workspace)?;
         let handle = OwnedFd::from(std::fs::File::open(workspace)?);
         identity.own(&handle)?;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let child = Command::new(executable)
+        let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned() };
+        let host =
+            Self { executable: executable.to_owned(), setup, identity, workspace: handle, running: Mutex::new(None) };
+        let running = host.spawn(1)?;
+        *host.lock() = Some(running);
+        Ok(host)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a spawner and waits until it is ready to serve.
+    fn spawn(&self, generation: u64) -> Result<Running, HostError> {
+        let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        // Its command line can be read in every sandbox, so it says nothing.
+        let child = Command::new(&self.executable)
+            .arg0("cloister-sandbox")
             .arg("spawner")
-            .args([workspace, agent])
             .env_clear()
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()
-            .map_err(|error| std::io::Error::new(error.kind(), format!("start {}: {error}", executable.display())))?;
-        Ok(Self { control: Some(ours), child: Mutex::new(child), identity, workspace: handle })
-    }
-
-    /// The tenant's `.pokee/*.md`, joined; and what had to be left out.
-    #[must_use]
-    pub fn context(&self) -> (String, Vec<String>) {
-        crate::files::read_context(&self.workspace, self.identity)
-    }
-
-    /// Would building this view anew show something else?
-    #[must_use]
-    pub fn is_stale(&self, view: &View) -> bool {
-        view.is_stale(&self.workspace)
-    }
-
-    /// Removes the private folder of a session that is no more.
-    ///
-    /// # Errors
-    /// What the file system answers; a missing folder is no error.
-    pub fn remove_private(&self, session: &SessionId) -> std::io::Result<()> {
-        use std::os::fd::AsRawFd;
-        // Removal by std walks by descriptor and follows no link.
-        let path =
-            format!("/proc/self/fd/{}/{}/{session}", self.workspace.as_raw_fd(), cloister_types::scope::SESSIONS);
-        match self.identity.act(|| std::fs::remove_dir_all(path)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other,
+            .map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", self.executable.display())))?;
+        let mut running = Running { control, child, generation };
+        let patience = Some(PATIENCE);
+        rustix::net::sockopt::set_socket_timeout(&running.control, rustix::net::sockopt::Timeout::Recv, patience)?;
+        let greeted = protocol::send(&running.control, &self.setup, &[])
+            .and_then(|()| protocol::receive::<Greeting>(&running.control));
+        match greeted {
+            Ok(Some((Greeting::Ready, _))) => Ok(running),
+            Ok(Some((Greeting::Failed(message), _))) => {
+                end(&mut running.child);
+                Err(refused(message))
+            }
+            Ok(None) => {
+                end(&mut running.child);
+                Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
+            }
+            Err(error) => {
+                end(&mut running.child);
+                Err(error.into())
+            }
         }
     }
 
-    fn ask(&self, request: &Request, fds: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), HostError> {
-        let control = self.control.as_ref().ok_or_else(|| std::io::Error::other("it was stopped"))?;
-        Ok(protocol::send(control, request, fds)?)
+    /// Sends a request to the spawner, or to its successor if it has died.
+    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<u64, HostError> {
+        let mut slot = self.lock();
+        let running = slot.as_mut().ok_or_else(|| std::io::Error::other("it was stopped"))?;
+        if !matches!(running.child.try_wait(), Ok(None)) {
+            *running = self.spawn(running.generation + 1)?;
+        }
+        protocol::send(&running.control, request, fds)?;
+        Ok(running.generation)
     }
 
     /// Builds the view of a session: what it sees of the workspace.
@@ -144,11 +172,12 @@ impl Host {
     pub fn view(&self, session: &SessionId, file_access: &FileAccess) -> Result<View, HostError> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))?;
-        self.ask(&Request::View { session: session.clone(), file_access: file_access.clone() }, &[theirs.as_fd()])?;
+        let request = Request::View { session: session.clone(), file_access: file_access.clone() };
+        let generation = self.ask(&request, &[theirs.as_fd()])?;
         drop(theirs);
         match protocol::receive(&ours)? {
             Some((ViewReply::Built { sources }, mut fds)) if fds.len() == 1 => {
-                Ok(View::new(fds.remove(0), sources, self.identity)?)
+                Ok(View::new(fds.remove(0), sources, self.identity, generation)?)
             }
             Some((ViewReply::Scope(message), _)) => Err(HostError::Scope(message)),
             Some((ViewReply::Kernel(message), _)) => Err(refused(message)),
@@ -163,7 +192,8 @@ impl Host {
     pub fn launch(&self, session: &SessionId, view: &View, limits: &Limits) -> Result<Launched, HostError> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
-        self.ask(&Request::Launch { session: session.clone(), limits: *limits }, &[theirs.as_fd(), view.tree()])?;
+        let request = Request::Launch { session: session.clone(), limits: *limits };
+        self.ask(&request, &[theirs.as_fd(), view.tree()])?;
         drop(theirs);
         let (fact, mut fds) = first_fact(&ours)?;
         ours.set_read_timeout(None)?;
@@ -174,12 +204,48 @@ impl Host {
         }
     }
 
+    /// The tenant's `.pokee/*.md`, joined; and what had to be left out.
+    #[must_use]
+    pub fn context(&self) -> (String, Vec<String>) {
+        crate::files::read_context(&self.workspace, self.identity)
+    }
+
+    /// Would building this view anew show something else, or has the spawner
+    /// that built it died?
+    #[must_use]
+    pub fn is_stale(&self, view: &View) -> bool {
+        let current = self.lock().as_mut().is_some_and(|running| {
+            running.generation == view.generation() && matches!(running.child.try_wait(), Ok(None))
+        });
+        !current || view.is_stale(&self.workspace)
+    }
+
+    /// Removes the private folder of a session that is no more.
+    ///
+    /// # Errors
+    /// What the file system answers; a missing folder is no error.
+    pub fn remove_private(&self, session: &SessionId) -> std::io::Result<()> {
+        let sessions = crate::view::open_strictly(&self.workspace, SESSIONS)?;
+        Ok(self.identity.act(|| remove_tree(&sessions, session.as_str().as_bytes()))?)
+    }
+
     /// Hangs up and waits for the spawner to end everything it started.
-    pub fn stop(&mut self) {
-        self.control = None;
-        if let Ok(mut child) = self.child.lock() {
+    pub fn stop(&self) {
+        let Some(Running { control, mut child, .. }) = self.lock().take() else { return };
+        drop(control);
+        end(&mut child);
+    }
+}
+
+/// Waits for a child that is ending; one that does not is killed.
+fn end(child: &mut Child) {
+    let began = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) {
+        if began.elapsed() > GOODBYE {
+            let _ = child.kill();
             let _ = child.wait();
         }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

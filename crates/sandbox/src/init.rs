@@ -14,11 +14,16 @@ use crate::{AGENT, protocol};
 
 /// From the supervisor. Descriptors: the agent's link, its log pipe.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct RunAgent;
+pub(crate) struct RunAgent {
+    /// Told apart from its predecessors, whose end may be reported late.
+    pub(crate) serial: u64,
+}
 
 /// To the supervisor: the agent ended.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct AgentExited {
+    /// Which agent.
+    pub(crate) serial: u64,
     /// The wait status in words: `exit status 1`, `signal 9`.
     pub(crate) how: String,
 }
@@ -42,7 +47,7 @@ const ENVIRONMENT: [&CStr; 11] = [
 /// Serves until the supervisor hangs up.
 pub(crate) fn serve(control: OwnedFd) -> ! {
     let Ok(children) = sys::watch_children() else { std::process::exit(1) };
-    let mut agent: Option<Pid> = None;
+    let mut agents: Vec<(Pid, u64)> = Vec::new();
     loop {
         let mut waiting = [PollFd::new(&control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
         if !matches!(poll(&mut waiting, None), Ok(_) | Err(Errno::INTR)) {
@@ -50,13 +55,13 @@ pub(crate) fn serve(control: OwnedFd) -> ! {
         }
         let (told, child_ended) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
         if child_ended {
-            reap(&control, &children, &mut agent);
+            reap(&control, &children, &mut agents);
         }
         if told {
             // A hang-up, garbage, or the agent that cannot start: the end.
             match protocol::receive::<RunAgent>(&control) {
-                Ok(Some((RunAgent, fds))) => match start_agent(fds) {
-                    Some(pid) => agent = Some(pid),
+                Ok(Some((RunAgent { serial }, fds))) => match start_agent(fds) {
+                    Some(pid) => agents.push((pid, serial)),
                     None => std::process::exit(1),
                 },
                 _ => std::process::exit(0),
@@ -65,20 +70,18 @@ pub(crate) fn serve(control: OwnedFd) -> ! {
     }
 }
 
-fn reap(control: &OwnedFd, children: &OwnedFd, agent: &mut Option<Pid>) {
+fn reap(control: &OwnedFd, children: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
     let mut drained = [0; 1024];
     while matches!(rustix::io::read(children, &mut drained), Ok(1..)) {}
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-        if Some(pid) != *agent {
-            continue;
-        }
-        *agent = None;
+        let Some(at) = agents.iter().position(|(agent, _)| *agent == pid) else { continue };
+        let (_, serial) = agents.remove(at);
         let how = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => format!("exit status {code}"),
             (_, Some(signal)) => format!("signal {signal}"),
             _ => "unknown status".to_owned(),
         };
-        if protocol::send(control, &AgentExited { how }, &[]).is_err() {
+        if protocol::send(control, &AgentExited { serial, how }, &[]).is_err() {
             std::process::exit(0);
         }
     }
@@ -110,6 +113,6 @@ fn exec_agent(link: OwnedFd, log: OwnedFd) -> Result<(), Errno> {
 }
 
 /// Asks init to run the agent. Called in the supervisor.
-pub(crate) fn run_agent(control: impl AsFd, link: &OwnedFd, log: &OwnedFd) -> std::io::Result<()> {
-    protocol::send(control, &RunAgent, &[link.as_fd(), log.as_fd()])
+pub(crate) fn run_agent(control: impl AsFd, serial: u64, link: &OwnedFd, log: &OwnedFd) -> std::io::Result<()> {
+    protocol::send(control, &RunAgent { serial }, &[link.as_fd(), log.as_fd()])
 }

@@ -48,7 +48,11 @@ impl Refused {
 /// What init reports once.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Standing {
-    /// Confined and waiting; the model listener comes along.
+    /// The model listener, which comes along. Sent before init becomes the
+    /// inside user: descriptors under way are charged to whoever sends them,
+    /// and that user's other sandboxes may have used its account up.
+    Listening,
+    /// Confined and waiting.
     Ready { landlock_abi: u32 },
     /// A step failed; init has ended.
     Failed(Refused),
@@ -95,14 +99,18 @@ pub(crate) fn launch(
     fs::write(format!("/proc/{pid}/oom_score_adj"), "500").map_err(Refused::at("raise the OOM score"))?;
     protocol::send(&ours, &(), &[]).map_err(Refused::at("release init"))?;
 
-    let answer = protocol::receive::<Standing>(&ours).map_err(Refused::at("hear from init"))?;
-    match answer {
-        Some((Standing::Ready { landlock_abi }, mut fds)) if fds.len() == 1 => {
-            enforced.landlock_abi = landlock_abi;
-            Ok(Sandbox { init, control: ours, listener: fds.remove(0), enforced })
+    let mut listener = None;
+    loop {
+        match protocol::receive::<Standing>(&ours).map_err(Refused::at("hear from init"))? {
+            Some((Standing::Listening, mut fds)) if fds.len() == 1 => listener = Some(fds.remove(0)),
+            Some((Standing::Failed(refused), _)) => return Err(refused),
+            Some((Standing::Ready { landlock_abi }, _)) => {
+                enforced.landlock_abi = landlock_abi;
+                let missing = || Refused { step: "hear from init".into(), answer: "it has no listener".into() };
+                return Ok(Sandbox { init, control: ours, listener: listener.ok_or_else(missing)?, enforced });
+            }
+            _ => return Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
         }
-        Some((Standing::Failed(refused), _)) => Err(refused),
-        _ => Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
     }
 }
 
@@ -124,27 +132,28 @@ fn child(root: OwnedFd, control: OwnedFd, limits: &Limits, enforced: &Enforced) 
     // notice that the supervisor is gone.
     let Ok([root, control]) = sys::keep_only([root, control]) else { std::process::exit(1) };
     let outcome = match protocol::receive::<()>(&control) {
-        Ok(Some(_)) => set_up(root, limits, enforced),
+        Ok(Some(_)) => set_up(root, &control, limits, enforced),
         _ => std::process::exit(1),
     };
-    let (standing, listener) = match outcome {
-        Ok((landlock_abi, listener)) => (Standing::Ready { landlock_abi }, Some(listener)),
-        Err(refused) => (Standing::Failed(refused), None),
+    let standing = match outcome {
+        Ok(landlock_abi) => Standing::Ready { landlock_abi },
+        Err(refused) => Standing::Failed(refused),
     };
-    let fds: Vec<_> = listener.iter().map(AsFd::as_fd).collect();
-    if protocol::send(&control, &standing, &fds).is_err() || listener.is_none() {
+    if protocol::send(&control, &standing, &[]).is_err() || matches!(standing, Standing::Failed(_)) {
         std::process::exit(1);
     }
-    drop(listener);
     init::serve(control)
 }
 
-fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<(u32, OwnedFd), Refused> {
+fn set_up(root: OwnedFd, control: &OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Refused> {
+    let listener = network().map_err(Refused::at("set the network up"))?;
+    protocol::send(control, &Standing::Listening, &[listener.as_fd()])
+        .map_err(Refused::at("hand the listener over"))?;
+    drop(listener);
     sys::become_inside(INSIDE_ID).map_err(Refused::at("become the inside user"))?;
     rustix::process::setsid().map_err(Refused::at("start a session (setsid)"))?;
     sys::unshare(libc::CLONE_NEWCGROUP).map_err(Refused::at("make the cgroup namespace"))?;
     rustix::system::sethostname(b"cloister").map_err(Refused::at("set the host name"))?;
-    let listener = network().map_err(Refused::at("set the network up"))?;
     let last = forbid_namespaces().map_err(Refused::at("forbid nested namespaces"))?;
 
     // The tree needs a place in this namespace before it can become the root.
@@ -172,7 +181,7 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<(u32, O
     }
     drop(null);
     let abi = confine::confine(limits, enforced).map_err(Refused::at("confine"))?;
-    Ok((abi, listener))
+    Ok(abi)
 }
 
 /// Loopback up, and the one listener through which calls leave. It is made
@@ -199,6 +208,12 @@ fn forbid_namespaces() -> Result<OwnedFd, Errno> {
     };
     for kind in ["user", "net", "pid", "ipc", "uts", "cgroup"] {
         rustix::io::write(open(kind)?, b"0")?;
+    }
+    // These are charged to the user who made the namespace, too: one session
+    // must not use up what the host's own programs need.
+    for (kind, most) in [("instances", "32"), ("watches", "16384")] {
+        let path = format!("/proc/sys/user/max_inotify_{kind}");
+        rustix::io::write(rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?, most.as_bytes())?;
     }
     open("mnt")
 }

@@ -5,6 +5,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use cloister_types::SessionId;
 use cloister_types::scope::FileAccess;
@@ -21,6 +22,24 @@ use crate::confine::Limits;
 const INLINE: usize = 32 << 10;
 /// Most descriptors in one message.
 const MAX_FDS: usize = 4;
+
+/// The first message to a spawner.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// The tenant's workspace on the host.
+    pub(crate) workspace: PathBuf,
+    /// The agent's executable on the host.
+    pub(crate) agent: PathBuf,
+}
+
+/// Its answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Greeting {
+    /// It serves.
+    Ready,
+    /// It cannot, and ends: step and answer.
+    Failed(String),
+}
 
 /// A request to the spawner.
 #[derive(Debug, Serialize, Deserialize)]

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cloister_types::scope::{CONTEXT, MEMORY, SESSIONS, Scope};
@@ -18,7 +17,7 @@ use crate::cgroup::{Cgroups, SessionGroups};
 use crate::confine::Limits;
 use crate::identity::Identity;
 use crate::launch::{self, Refused};
-use crate::protocol::{self, Request, ViewReply};
+use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
 use crate::sys::{self, Forked};
 use crate::view::{self, Base, ViewError};
 use crate::{doctor, plan, supervisor};
@@ -31,8 +30,8 @@ const GOODBYE: Duration = Duration::from_secs(10);
 #[error("{0}")]
 pub struct Fatal(String);
 
-/// Entry of the executable. `spawner <workspace> <agent>` with the control
-/// socket as standard input, or `probe` for the doctor.
+/// Entry of the executable: `spawner` with the control socket as standard
+/// input, or `probe` for the doctor.
 ///
 /// # Errors
 /// What is wrong, and what to do about it.
@@ -43,12 +42,26 @@ pub fn main(arguments: &[OsString]) -> Result<(), Fatal> {
             println!("{}", serde_json::to_string(&findings).map_err(|error| Fatal(error.to_string()))?);
             Ok(())
         }
-        [_, role, workspace, agent] if role == "spawner" => {
-            let mut spawner = Spawner::start(Path::new(workspace), PathBuf::from(agent))?;
-            spawner.serve();
-            Ok(())
+        [_, role] if role == "spawner" => {
+            let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
+                .map_err(|errno| Fatal(format!("keep the control socket: {errno}")))?;
+            let setup = protocol::receive::<Setup>(&control).map_err(|error| Fatal(error.to_string()))?;
+            let Some((setup, _)) = setup else { return Ok(()) };
+            match Spawner::start(control, &setup) {
+                Ok(mut spawner) => {
+                    if protocol::send(&spawner.control, &Greeting::Ready, &[]).is_ok() {
+                        spawner.serve();
+                    }
+                    Ok(())
+                }
+                Err((control, fatal)) => {
+                    // The server says it to people; it may be gone.
+                    let _ = protocol::send(&control, &Greeting::Failed(fatal.to_string()), &[]);
+                    Err(fatal)
+                }
+            }
         }
-        _ => Err(Fatal("usage: cloister-sandbox spawner <workspace> <agent> (started by the server)".into())),
+        _ => Err(Fatal("usage: cloister-sandbox spawner (started by the server)".into())),
     }
 }
 
@@ -90,40 +103,37 @@ pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
 }
 
 impl Spawner {
-    fn start(workspace: &Path, agent: PathBuf) -> Result<Self, Fatal> {
+    fn start(control: OwnedFd, setup: &Setup) -> Result<Self, (OwnedFd, Fatal)> {
+        let identity = Identity::current();
+        let cgroups = Cgroups::probe();
+        match Self::prepare(identity, setup) {
+            Ok((workspace, base, children)) => {
+                Ok(Self { control, children, workspace, base, identity, cgroups, sessions: HashMap::new() })
+            }
+            Err(fatal) => {
+                cgroups.remove();
+                Err((control, fatal))
+            }
+        }
+    }
+
+    fn prepare(identity: Identity, setup: &Setup) -> Result<(OwnedFd, Base, OwnedFd), Fatal> {
         let fatal = |what: &str, error: &dyn std::fmt::Display| Fatal(format!("{what}: {error}"));
-        let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
-            .map_err(|errno| fatal("keep the control socket", &errno))?;
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| fatal("open /dev/null", &errno))?;
         sys::set_standard(&null, 0).map_err(|errno| fatal("let go of standard input", &errno))?;
         // A Ctrl-C at the terminal is for the server, which then hangs up.
         let _ = rustix::process::setsid();
-
-        let identity = Identity::current();
-        let workspace_path = workspace.display().to_string();
-        let workspace =
-            rustix::fs::openat(CWD, workspace, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|errno| fatal(&format!("open the workspace {workspace_path}"), &errno))?;
-        let cgroups = Cgroups::probe();
         enter(identity).map_err(|error| fatal("enter the spawner's namespaces", &error))?;
-        // The descriptor from before belongs to the old mount namespace, whose
-        // mounts cannot be cloned from here.
-        let workspace_fd = rustix::fs::openat(
-            CWD,
-            workspace_path.as_str(),
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| fatal(&format!("open the workspace {workspace_path}"), &errno))?;
-        drop(workspace);
-        let workspace = workspace_fd;
-        identity
-            .act(|| reserved_folders(&workspace))
+        // Opened in here: mounts of the namespace outside cannot be cloned.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let workspace = rustix::fs::openat(CWD, &setup.workspace, flags, Mode::empty())
+            .map_err(|errno| fatal(&format!("open the workspace {}", setup.workspace.display()), &errno))?;
+        reserved_folders(&workspace, identity)
             .map_err(|errno| fatal("make the workspace's reserved folders", &errno))?;
-        let base = Base::build(&agent).map_err(|error| fatal("build the base view", &error))?;
+        let base = Base::build(&setup.agent).map_err(|error| fatal("build the base view", &error))?;
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
-        Ok(Self { control, children, workspace, base, identity, cgroups, sessions: HashMap::new() })
+        Ok((workspace, base, children))
     }
 
     fn serve(&mut self) {
@@ -239,15 +249,18 @@ impl Spawner {
     }
 }
 
-fn reserved_folders(workspace: &OwnedFd) -> rustix::io::Result<()> {
-    for name in [MEMORY, SESSIONS, CONTEXT] {
-        let path = WorkspacePath::ROOT.join(name.as_bytes()).unwrap_or_default();
-        view::make_folders(workspace, &path)?;
+/// Makes what the workspace must have. Sessions may write here, so what they
+/// did to it must not keep the tenant from starting.
+fn reserved_folders(workspace: &OwnedFd, identity: Identity) -> rustix::io::Result<()> {
+    view::restore_modes(workspace);
+    let path = |name: &str| WorkspacePath::ROOT.join(name.as_bytes()).unwrap_or_default();
+    for name in [MEMORY, SESSIONS] {
+        identity.act(|| view::make_folders(workspace, &path(name)))?;
     }
+    // A file or a link in its place just means no context files.
+    let _ = identity.act(|| view::make_folders(workspace, &path(CONTEXT)));
     let memory = format!("{MEMORY}/MEMORY.md");
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    match rustix::fs::openat(workspace, memory, flags, Mode::from_raw_mode(0o644)) {
-        Ok(_) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => Err(errno),
-    }
+    let _ = identity.act(|| rustix::fs::openat(workspace, memory, flags, Mode::from_raw_mode(0o644)));
+    Ok(())
 }

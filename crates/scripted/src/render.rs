@@ -15,6 +15,8 @@ pub(crate) enum Wire {
     Chat,
 }
 
+/// Time for written pieces to leave before a connection is dropped.
+const BEFORE_CUT: Duration = Duration::from_millis(20);
 /// Characters of one delta.
 const DELTA: usize = 24;
 
@@ -43,7 +45,11 @@ pub(crate) fn stream(
                 }
                 Some((Ok(Bytes::from(chunk)), (chunks, None, cut)))
             }
-            None if cut => Some((Err(std::io::Error::other("the script cuts the stream here")), (chunks, None, false))),
+            None if cut => {
+                // What was streamed must be on its way before the break.
+                tokio::time::sleep(BEFORE_CUT).await;
+                Some((Err(std::io::Error::other("the script cuts the stream here")), (chunks, None, false)))
+            }
             None => None,
         }
     })

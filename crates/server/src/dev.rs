@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::config::{Config, ModelTable};
-use crate::files::{make_private_folder, write_private};
+use crate::files::{take, write_private};
 use crate::tenant::{Tenant, stop_signal};
 use crate::{ServerError, keys, listen};
 
@@ -51,13 +51,13 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
             "dev listens on loopback alone, not on {address}; use cloister serve"
         )));
     }
-    make_private_folder(&options.data)
-        .map_err(ServerError::start(format!("make the data directory {}", options.data.display())))?;
+    // Both before anything is written: another server may be at work.
+    let lock = take(&options.data)?;
+    let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
     let provider = scripted_provider(&mut config, &options.data).await?;
     let scripted: Vec<&str> = SCRIPTED.iter().map(|(name, ..)| *name).collect();
     let tenant = Tenant::open(&config, &options.data, &scripted).await?;
     let key = keys::development(&tenant.store, &config.tenant, &options.data).await?;
-    let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
     let url = format!("http://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
     let serving = async {
         let ready = json!({"url": url, "key": key.reveal()}).to_string();
@@ -76,6 +76,7 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
     let outcome = serving.await;
     provider.abort();
     tenant.end().await;
+    drop(lock);
     outcome
 }
 

@@ -1,8 +1,10 @@
 //! Small files of the server's own, written so that no reader sees half.
 
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use crate::ServerError;
 
 /// Writes a file for its owner's eyes alone, atomically.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
@@ -17,5 +19,27 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> 
 
 /// Makes a folder for its owner alone, with what leads to it.
 pub(crate) fn make_private_folder(path: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
+/// A data directory in use by this process alone, until this is dropped or
+/// the process ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct DataLock(#[expect(dead_code, reason = "held for its lock")] std::fs::File);
+
+/// Takes a data directory, making it if need be.
+///
+/// # Errors
+/// Another server has it.
+pub(crate) fn take(data: &Path) -> Result<DataLock, ServerError> {
+    let shown = data.display();
+    make_private_folder(data).map_err(ServerError::start(format!("make the data directory {shown}")))?;
+    let path = data.join("lock");
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(ServerError::start(format!("open {}", path.display())))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(DataLock(file)),
+        Err(_) => Err(ServerError::Start(format!("another server is using the data directory {shown}"))),
+    }
 }

@@ -17,6 +17,7 @@ pub mod doctor;
 pub use dev::{Dev, dev};
 pub use keys::new_key;
 pub use serve::{Serve, serve};
+pub use tenant::settle;
 
 /// The role of the egress process: control socket on standard input.
 ///

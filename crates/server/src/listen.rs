@@ -11,8 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-/// How long a handshake and a request's head may take.
+/// How long a handshake may take.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a connection may be idle, or a request's head take to arrive.
+/// Clients that poll every 15 seconds keep theirs.
+const HEAD: Duration = Duration::from_secs(75);
 /// Streams of one HTTP/2 connection: event streams live long, so more than
 /// hyper's own 200.
 const STREAMS: u32 = 1000;
@@ -27,7 +30,7 @@ pub(crate) async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tokio::net::TcpListener;
 
 use crate::config::Config;
+use crate::files::take;
 use crate::tenant::{Tenant, stop_signal};
 use crate::{ServerError, listen, tls};
 
@@ -49,8 +50,9 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
             "plain HTTP is for loopback alone; {address} needs a [tls] table with certificate and key"
         )));
     }
-    let tenant = Tenant::open(&config, &data, &scripted).await?;
+    let lock = take(&data)?;
     let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
+    let tenant = Tenant::open(&config, &data, &scripted).await?;
     let scheme = if acceptor.is_some() { "https" } else { "http" };
     announce(&format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?));
     listen::serve(listener, acceptor, tenant.router.clone(), async {
@@ -59,5 +61,6 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     })
     .await;
     tenant.end().await;
+    drop(lock);
     Ok(())
 }

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use cloister_session::{Host, Sessions};
+use cloister_session::{Host, HostError, Sessions};
 use cloister_store::Store;
 
 use crate::ServerError;
 use crate::config::Config;
 use crate::egress::Egress;
-use crate::files::make_private_folder;
 
 /// The two executables that are found beside this one.
 pub(crate) struct Executables {
@@ -54,7 +53,6 @@ impl Tenant {
             ));
         }
         let executables = Executables::find()?;
-        make_private_folder(data).map_err(ServerError::start(format!("make the data directory {}", data.display())))?;
         let store = Store::open(&data.join("tenant.db"), &config.tenant)
             .map_err(|error| ServerError::Start(error.to_string()))?;
         let workspace =
@@ -63,7 +61,7 @@ impl Tenant {
         let host = tokio::task::spawn_blocking(move || Host::start(&sandbox, &agent, &workspace))
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?
-            .map_err(ServerError::start("start the sandbox spawner"))?;
+            .map_err(|error| sandbox_missing(&error))?;
         let egress =
             Egress::start(executables.cloister, config.for_egress()).map_err(ServerError::start("start egress"))?;
         let sessions = Sessions::open(config.for_sessions(scripted), store.clone(), host, egress.clone())
@@ -95,6 +93,28 @@ impl Tenant {
         })
         .await;
     }
+}
+
+/// Without sandboxes there is nothing to serve: say what is missing.
+fn sandbox_missing(error: &HostError) -> ServerError {
+    let fix = match error {
+        HostError::Refused { fix, .. } => format!("\nfix: {fix}"),
+        _ => String::new(),
+    };
+    ServerError::Start(format!("the sandbox spawner does not start: {error}{fix}"))
+}
+
+/// Gives up what the process has from whoever started it and does not need:
+/// supplementary groups as root, which would open files to the file API that
+/// the agent cannot open; and takes all the descriptors that it may have.
+/// Called before any thread exists.
+pub fn settle() {
+    if rustix::process::geteuid().is_root() {
+        let _ = rustix::thread::set_thread_groups(&[]);
+    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// Resolves at the first request to stop.

@@ -7,7 +7,7 @@ use cloister_types::SessionId;
 
 use crate::live::blocking;
 use crate::registry::{Session, Sessions, Stop};
-use crate::state::{Ask, Verdict};
+use crate::state::{Ask, State, Verdict};
 use crate::{SessionError, clock};
 
 /// How long a cancelled turn may take to end before its session goes anyway.
@@ -33,7 +33,11 @@ impl Sessions {
         if let Some(sandbox) = session.inner.lock().await.sandbox.take() {
             self.put_to_sleep(&session, sandbox).await;
         }
-        self.store.delete_session(id, clock::now()).await?;
+        if let Err(error) = self.store.delete_session(id, clock::now()).await {
+            // It can be asked again; half gone it cannot stay.
+            session.inner.lock().await.state = State::Idle;
+            return Err(error.into());
+        }
         self.remove(id);
         let (host, private) = (self.host.clone(), id.clone());
         if let Err(error) = blocking(move || {

@@ -35,6 +35,7 @@ impl SessionError {
 impl From<StoreError> for SessionError {
     fn from(error: StoreError) -> Self {
         match error {
+            StoreError::Ended => Self::new(ErrorCode::Conflict, "the turn has already ended"),
             StoreError::Full => Self::new(ErrorCode::StorageFull, "the server's disk is full"),
             error => {
                 tracing::error!(%error, "store");

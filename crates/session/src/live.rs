@@ -38,7 +38,12 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     pub(crate) async fn command(&mut self, command: &Command) -> std::io::Result<()> {
         let frame = encode(command).map_err(std::io::Error::other)?;
-        self.link.write_all(&frame).await
+        self.send(&frame).await
+    }
+
+    /// Sends a frame that is already encoded.
+    pub(crate) async fn send(&mut self, frame: &[u8]) -> std::io::Result<()> {
+        self.link.write_all(frame).await
     }
 
     /// Facts that have arrived, at least one; `None` when the supervisor is

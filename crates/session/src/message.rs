@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use crate::feed::Head;
 use crate::registry::{Sessions, Stop, random};
 use crate::state::{Ask, Verdict};
 use crate::{SessionError, clock};
@@ -67,6 +68,8 @@ impl Sessions {
         let session = self.find(id)?;
         Self::is_over_age(&session)?;
         let mut inner = session.inner.lock().await;
+        // Again, now that nothing can come in between.
+        self.check_open()?;
         let turn = ResponseId::from_random(random()?);
         let mut next = inner.state.clone();
         match next.ask(Ask::Start(turn.clone())) {
@@ -107,7 +110,14 @@ impl Sessions {
             now,
             key_life: KEY_LIFE,
         };
-        match self.store.accept_turn(accept).await? {
+        // Before the turn can be found in the store, so that whoever finds it
+        // can follow it.
+        self.feeds.open(&turn, 1);
+        let accepted = self.store.accept_turn(accept).await;
+        if !matches!(accepted, Ok(Acceptance::Accepted)) {
+            self.feeds.advance(&turn, Head { next: 0, done: true });
+        }
+        match accepted? {
             Acceptance::Accepted => {}
             Acceptance::Busy => return Err(busy()),
             known => return self.replay(id, known),
@@ -116,9 +126,9 @@ impl Sessions {
         let (stop, stopped) = watch::channel(Stop::No);
         inner.state = next;
         inner.stop = Some(stop);
+        inner.ending = false;
         let sandbox = inner.sandbox.take();
         drop(inner);
-        self.feeds.open(&turn, 1);
         tokio::spawn(self.clone().run_turn(session, turn.clone(), model, sandbox, slot, view, stopped));
         Ok(Sent::Turn(turn))
     }
@@ -143,7 +153,9 @@ impl Sessions {
         let session = self.find(id)?;
         self.store.turn(turn).await?.filter(|turn| turn.session == *id).ok_or_else(SessionError::no_turn)?;
         let mut inner = session.inner.lock().await;
-        let status = match inner.state.ask(Ask::Cancel(turn.clone())) {
+        let ending = inner.ending && inner.state.turn() == Some(turn);
+        let verdict = if ending { Verdict::NotRunning } else { inner.state.ask(Ask::Cancel(turn.clone())) };
+        let status = match verdict {
             Verdict::Accepted => {
                 if let Some(stop) = &inner.stop {
                     let _ = stop.send(Stop::Cancel);

@@ -1,7 +1,7 @@
 //! Ending turns whose supervisor cannot: it died, or the server did and took
 //! it along.
 
-use cloister_store::{Finish, LogItem, Result};
+use cloister_store::{Finish, LogItem, Result, StoreError};
 use cloister_types::event::{EventKind, StoredEvent, data_line};
 use cloister_types::transcript::Usage;
 use cloister_types::wire::{ErrorBody, TurnStatus};
@@ -52,8 +52,11 @@ impl Sessions {
             error: Some(error),
             now: clock::now(),
         };
-        self.store.append(turn, items, Some(finish)).await?;
-        Ok(next)
+        match self.store.append(turn, items, Some(finish)).await {
+            // Its terminal event came after all, and stands.
+            Err(StoreError::Ended) => self.tail(turn).await.map(|(next, _)| next),
+            other => other.map(|()| next),
+        }
     }
 
     /// Number of the next event, and the block that stands open.
@@ -70,7 +73,7 @@ impl Sessions {
                     open = None;
                 }
             }
-            if events.len() < PAGE {
+            if events.is_empty() {
                 return Ok((next, open));
             }
         }

@@ -8,7 +8,7 @@ use cloister_sandbox::files::View;
 use cloister_sandbox::host::Host;
 use cloister_store::{Store, StoredSession};
 use cloister_types::link::Enforced;
-use cloister_types::wire::{SessionRecord, SessionStatus};
+use cloister_types::wire::{SessionRecord, SessionStatus, TurnStatus};
 use cloister_types::{ErrorCode, ResponseId, SessionId};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
@@ -17,6 +17,8 @@ use crate::live::{Gateway, Sandbox, blocking};
 use crate::state::State;
 use crate::{Config, SessionError, clock};
 
+/// A turn that runs gets its feed within moments of being accepted.
+const NO_FEED_YET: std::time::Duration = std::time::Duration::from_millis(5);
 /// How long running turns may take to end with the server.
 const SHUT_DOWN: std::time::Duration = std::time::Duration::from_secs(8);
 
@@ -37,6 +39,8 @@ pub(crate) struct Inner {
     pub(crate) sandbox: Option<Sandbox>,
     /// Stops the running turn.
     pub(crate) stop: Option<watch::Sender<Stop>>,
+    /// The running turn's terminal event is on its way to the log.
+    pub(crate) ending: bool,
     /// When the last turn ended, or the session began: Unix seconds.
     pub(crate) idle_since: f64,
 }
@@ -55,7 +59,7 @@ pub(crate) enum Stop {
 impl Session {
     pub(crate) fn new(stored: StoredSession) -> Self {
         let since = stored.last_activity;
-        let inner = Inner { state: State::Idle, sandbox: None, stop: None, idle_since: since };
+        let inner = Inner { state: State::Idle, sandbox: None, stop: None, ending: false, idle_since: since };
         Self {
             stored,
             inner: AsyncMutex::new(inner),
@@ -147,6 +151,14 @@ impl Sessions {
         all
     }
 
+    /// Is there such a session?
+    ///
+    /// # Errors
+    /// Not found.
+    pub fn check(&self, id: &SessionId) -> Result<(), SessionError> {
+        self.find(id).map(drop)
+    }
+
     /// A session's record.
     ///
     /// # Errors
@@ -186,6 +198,7 @@ impl Sessions {
                 SessionStatus::Ready
             },
             metadata: stored.metadata,
+            tools: Vec::new(),
             file_access: stored.file_access,
             model: stored.model,
             current_response_id: state.turn().cloned(),
@@ -206,16 +219,19 @@ impl Sessions {
     ) -> Result<Subscription, SessionError> {
         self.find(id)?;
         let next = after.map_or(0, |seq| seq.saturating_add(1));
-        // Before the look at the store: a turn that ends in between is then
-        // still seen to its end through the receiver.
-        let head = self.feeds.subscribe(turn);
-        let stored =
-            self.store.turn(turn).await?.filter(|turn| turn.session == *id).ok_or_else(SessionError::no_turn)?;
-        match head {
-            Some(head) => Ok(Subscription::live(self.store.clone(), stored.id, next, head)),
-            None => {
-                let end = self.store.last_seq(turn).await?.map_or(0, |last| last + 1);
-                Ok(Subscription::ended(self.store.clone(), stored.id, next, end))
+        loop {
+            // Before the look at the store: a turn that ends in between is then
+            // still seen to its end through the receiver.
+            let head = self.feeds.subscribe(turn);
+            let stored = self.store.turn(turn).await?.filter(|turn| turn.session == *id);
+            let stored = stored.ok_or_else(SessionError::no_turn)?;
+            match head {
+                Some(head) => return Ok(Subscription::live(self.store.clone(), stored.id, next, head)),
+                None if stored.status == TurnStatus::InProgress => tokio::time::sleep(NO_FEED_YET).await,
+                None => {
+                    let end = self.store.last_seq(turn).await?.map_or(0, |last| last + 1);
+                    return Ok(Subscription::ended(self.store.clone(), stored.id, next, end));
+                }
             }
         }
     }

@@ -67,6 +67,11 @@ impl State {
         }
     }
 
+    /// Was the running turn asked to stop?
+    pub(crate) fn is_cancelling(&self) -> bool {
+        matches!(self, Self::Working { cancelling: true, .. } | Self::Destroying { turn: Some(_) })
+    }
+
     /// Decides, and changes on [`Verdict::Accepted`] alone.
     pub(crate) fn ask(&mut self, ask: Ask) -> Verdict {
         let (next, verdict) = match (&*self, ask) {

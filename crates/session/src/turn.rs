@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use cloister_sandbox::files::View;
 use cloister_store::{Finish, LogItem};
-use cloister_types::event::StoredEvent;
-use cloister_types::link::{Command, Fact, Outcome, TurnStart};
+use cloister_types::event::{EventKind, StoredEvent, data_line};
+use cloister_types::link::{Command, Fact, Outcome, TurnStart, encode};
 use cloister_types::transcript::Usage;
 use cloister_types::wire::{ErrorBody, TurnStatus};
 use cloister_types::{ErrorCode, ResponseId};
@@ -89,9 +89,12 @@ impl Sessions {
             memory_hint: self.config.memory_hint,
             conversation: self.store.conversation(&session.stored.id).await?,
         };
-        let command = Command::Start(Box::new(start));
+        let command = encode(&Command::Start(Box::new(start))).map_err(|_| {
+            let message = "the conversation has grown beyond what one turn can carry; go on in a new session";
+            SessionError::new(ErrorCode::ModelRejected, message)
+        })?;
         if let Some(mut sandbox) = sandbox {
-            if sandbox.command(&command).await.is_ok() && !sandbox.is_closed() {
+            if !sandbox.is_closed() && sandbox.send(&command).await.is_ok() {
                 return Ok(sandbox);
             }
             tracing::info!(session = %session.stored.id, "the idle sandbox had ended; starting another");
@@ -101,7 +104,7 @@ impl Sessions {
             None => self.slot().await?,
         };
         let mut sandbox = self.launch(session, view, slot).await?;
-        sandbox.command(&command).await.map_err(|error| {
+        sandbox.send(&command).await.map_err(|error| {
             tracing::error!(%error, "a fresh sandbox hung up");
             SessionError::new(ErrorCode::AgentDied, "the sandbox ended before the turn began")
         })?;
@@ -165,6 +168,16 @@ impl Sessions {
                 }
             }
             let done = finish.is_some();
+            if let (Some(finish), Some(last)) = (&mut finish, items.last_mut()) {
+                // From here on a cancel comes too late. One that came in time
+                // holds, though the agent was faster: it was promised.
+                let mut inner = session.inner.lock().await;
+                inner.ending = true;
+                if inner.state.is_cancelling() && finish.status != TurnStatus::Cancelled {
+                    *last = cancelled_event(turn, next - 1, model.scripted);
+                    *finish = finished(Outcome::Cancelled, Usage::default(), String::new());
+                }
+            }
             if let Err(error) = self.store.append(turn, items, finish).await {
                 tracing::error!(session = %session.stored.id, %turn, %error, "the log refuses the turn's events");
                 let error = SessionError::from(error);
@@ -202,6 +215,12 @@ async fn asked_to_stop(stopped: &mut watch::Receiver<Stop>, told: bool) -> Stop 
         Ok(stop) => stop,
         Err(_) => std::future::pending().await,
     }
+}
+
+fn cancelled_event(turn: &ResponseId, seq: u64, scripted: bool) -> LogItem {
+    let fields = [("id", turn.as_str()), ("status", "cancelled")].map(|(name, value)| (name.to_owned(), value.into()));
+    let data = data_line(fields.into_iter().collect(), seq, scripted);
+    LogItem::Event(StoredEvent { seq, kind: EventKind::MessageCancelled, data })
 }
 
 fn finished(outcome: Outcome, usage: Usage, output_text: String) -> Finish {

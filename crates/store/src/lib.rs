@@ -30,6 +30,9 @@ pub enum StoreError {
     /// The data directory belongs to another tenant or a newer version.
     #[error("{0}")]
     Foreign(String),
+    /// The turn has its terminal event already; nothing was appended.
+    #[error("the turn has already ended")]
+    Ended,
     /// Anything else.
     #[error("store: {0}")]
     Broken(String),

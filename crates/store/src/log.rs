@@ -7,6 +7,8 @@ use rusqlite::{Connection, params};
 
 use crate::{Result, Store, StoreError};
 
+/// Bytes after which a page of events ends.
+const PAGE_BYTES: usize = 1 << 20;
 /// `kind` of an entry's row.
 const ENTRY: &str = "entry";
 
@@ -35,7 +37,8 @@ pub(crate) fn insert(db: &Connection, turn: &ResponseId, items: &[LogItem]) -> R
 }
 
 impl Store {
-    /// Up to `limit` events of a turn with numbers of at least `from`.
+    /// Up to `limit` events of a turn with numbers of at least `from`; fewer if
+    /// they are large, so that a page fits a reader's memory.
     ///
     /// # Errors
     /// The store's.
@@ -47,10 +50,16 @@ impl Store {
             )?;
             let mut rows = statement.query(params![turn.as_str(), from.cast_signed(), limit as i64])?;
             let mut events = Vec::new();
+            let mut bytes = 0;
             while let Some(row) = rows.next()? {
                 let kind: String = row.get(1)?;
                 let kind = EventKind::parse(&kind).ok_or_else(|| StoreError::Broken(format!("event kind {kind:?}")))?;
-                events.push(StoredEvent { seq: row.get::<_, i64>(0)?.cast_unsigned(), kind, data: row.get(2)? });
+                let data: String = row.get(2)?;
+                bytes += data.len();
+                events.push(StoredEvent { seq: row.get::<_, i64>(0)?.cast_unsigned(), kind, data });
+                if bytes > PAGE_BYTES {
+                    break;
+                }
             }
             Ok(events)
         })

@@ -171,10 +171,18 @@ impl Store {
     /// told how.
     ///
     /// # Errors
-    /// The store's; then nothing was appended.
+    /// [`StoreError::Ended`] if the turn has ended, or the store's; then
+    /// nothing was appended.
     pub async fn append(&self, turn: &ResponseId, items: Vec<LogItem>, finish: Option<Finish>) -> Result<()> {
         let turn = turn.clone();
         self.write(move |db| {
+            // A terminal event is the last one, whoever comes late.
+            let open: bool = db
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM turn WHERE id = ?1 AND status = 'in_progress')")?
+                .query_row([turn.as_str()], |row| row.get(0))?;
+            if !open {
+                return Err(StoreError::Ended);
+            }
             log::insert(db, &turn, &items)?;
             let Some(finish) = &finish else { return Ok(()) };
             let error = finish.error.as_ref().map(serde_json::to_string).transpose()?;

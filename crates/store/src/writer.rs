@@ -13,9 +13,20 @@ const BATCH: usize = 1024;
 /// Most changes that may wait; callers beyond wait to queue.
 const QUEUE: usize = 4096;
 
-/// Runs in the batch's transaction and keeps its outcome; the second call,
-/// after the commit, delivers it.
-type Job = Box<dyn FnOnce(&Connection) -> Deliver + Send>;
+/// Runs in the batch's transaction, or not at all, and keeps its outcome;
+/// what it returns delivers that once the batch is committed.
+struct Job(Box<dyn FnOnce(std::result::Result<&Connection, StoreError>) -> Deliver + Send>);
+
+impl Job {
+    fn run(self, connection: &Connection) -> Deliver {
+        (self.0)(Ok(connection))
+    }
+
+    fn refuse(self, error: StoreError) -> Deliver {
+        (self.0)(Err(error))
+    }
+}
+
 type Deliver = Box<dyn FnOnce(std::result::Result<(), StoreError>) + Send>;
 
 pub(crate) struct Writer {
@@ -38,13 +49,14 @@ impl Writer {
         change: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (sender, receiver) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            let outcome = in_savepoint(connection, change);
-            Box::new(move |committed| {
+        let job = Job(Box::new(move |connection: std::result::Result<&Connection, StoreError>| {
+            let outcome = connection.and_then(|connection| in_savepoint(connection, change));
+            let deliver: Deliver = Box::new(move |committed| {
                 // The caller may have gone away; the change stands all the same.
                 let _ = sender.send(committed.and(outcome));
-            })
-        });
+            });
+            deliver
+        }));
         let stopped = || StoreError::Broken("the committer has stopped".into());
         let queue = self.queue.clone().ok_or_else(stopped)?;
         match queue.try_send(job) {
@@ -85,12 +97,20 @@ fn in_savepoint<T>(connection: &Connection, change: impl FnOnce(&Connection) -> 
 
 fn commit_loop(connection: &Connection, jobs: &mpsc::Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
-        let begun = connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from);
+        let mut open = connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from);
         let mut deliveries = Vec::new();
         for job in std::iter::once(first).chain(jobs.try_iter()).take(BATCH) {
-            deliveries.push(job(connection));
+            match &open {
+                Ok(()) => deliveries.push(job.run(connection)),
+                // Without a transaction nothing may run: it would stand alone.
+                Err(error) => deliveries.push(job.refuse(error.clone())),
+            }
+            // SQLite rolls back by itself when the disk is full.
+            if open.is_ok() && connection.is_autocommit() {
+                open = Err(StoreError::Full);
+            }
         }
-        let committed = begun.and_then(|()| connection.execute_batch("COMMIT").map_err(StoreError::from));
+        let committed = open.and_then(|()| connection.execute_batch("COMMIT").map_err(StoreError::from));
         if let Err(error) = &committed {
             tracing::error!(%error, "commit failed");
             // Fails if SQLite has rolled back by itself, as on a full disk.

@@ -124,6 +124,9 @@ pub struct SessionRecord {
     /// As sent at creation.
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub metadata: Map<String, Value>,
+    /// Client-side tools; this version has none.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+    pub tools: Vec<Value>,
     /// The scope as declared.
     pub file_access: FileAccess,
     /// The model in use.

@@ -38,7 +38,7 @@ enum Ended {
     Cancelled,
 }
 
-pub(super) async fn run(call: &Call, scratch: &Path, cancel: &mut watch::Receiver<bool>) -> Output {
+pub(super) async fn run(call: &Call, id: &str, scratch: &Path, cancel: &mut watch::Receiver<bool>) -> Output {
     let input: Input = match serde_json::from_value(call.input.clone()) {
         Ok(input) => input,
         Err(error) => return Output::error(format!("Bad arguments for bash: {error}.")),
@@ -47,7 +47,7 @@ pub(super) async fn run(call: &Call, scratch: &Path, cancel: &mut watch::Receive
     if !(seconds > 0.0) {
         return Output::error("Bad arguments for bash: timeout must be more than 0.");
     }
-    match execute(&input.command, seconds.min(MAX_TIMEOUT), &call.id, scratch, cancel).await {
+    match execute(&input.command, seconds.min(MAX_TIMEOUT), id, scratch, cancel).await {
         Ok(output) => output,
         Err(error) => Output::error(format!("The shell could not be started: {error}")),
     }
@@ -184,5 +184,5 @@ fn describe(ended: Ended, capture: &mut Capture, seconds: f64, id: &str) -> Outp
 
 /// Providers choose call ids; only plain ones become file names.
 fn file_name(id: &str) -> String {
-    id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == '-').take(64).collect()
+    id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == '-').take(128).collect()
 }

@@ -21,7 +21,11 @@ const MAX_BYTES: u64 = 8 << 20;
 pub(super) fn run(input: Input) -> Result<String, String> {
     let failed = |error: std::io::Error| io_message(&input.path, &error);
     let path = resolve(&input.path);
-    if std::fs::metadata(&path).map_err(failed)?.len() > MAX_BYTES {
+    let metadata = std::fs::metadata(&path).map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(format!("{}: is not a regular file", input.path));
+    }
+    if metadata.len() > MAX_BYTES {
         return Err(format!("{}: too large to edit; use bash", input.path));
     }
     let text = std::fs::read_to_string(&path).map_err(failed)?;

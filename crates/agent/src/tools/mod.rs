@@ -11,7 +11,7 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-use cloister_types::SessionId;
+use cloister_types::{ResponseId, SessionId};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -112,11 +112,13 @@ pub(crate) fn only_reads(name: &str) -> bool {
 /// The tools of one turn.
 pub(crate) struct Toolbox {
     scratch: PathBuf,
+    /// Call ids are a provider's and may come again in another turn.
+    turn: String,
 }
 
 impl Toolbox {
-    pub(crate) fn new(session: &SessionId) -> Self {
-        Self { scratch: Path::new(WORKSPACE).join(".sessions").join(session.as_str()) }
+    pub(crate) fn new(session: &SessionId, turn: &ResponseId) -> Self {
+        Self { scratch: Path::new(WORKSPACE).join(".sessions").join(session.as_str()), turn: turn.to_string() }
     }
 
     /// Runs calls that may run together. The flag tells that a cancel came;
@@ -131,7 +133,8 @@ impl Toolbox {
             running.push(match task {
                 Task::Refuse { call, why } => (call, Err(Output::error(why))),
                 Task::Run(call) if call.name == "bash" => {
-                    let output = bash::run(&call, &self.scratch, cancel).await;
+                    let id = format!("{}-{}", self.turn, call.id);
+                    let output = bash::run(&call, &id, &self.scratch, cancel).await;
                     (call, Err(output))
                 }
                 Task::Run(call) => {

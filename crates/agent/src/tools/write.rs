@@ -54,6 +54,10 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
             }
         }
     }
+    // A FIFO would wait for a reader, a device would act.
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(std::io::Error::other("is not a regular file"));
+    }
     std::fs::write(path, content)
 }
 

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::sessions::session_id;
 use crate::Api;
-use crate::body::query;
+use crate::body::{drain, query};
 use crate::error::{Answer, ApiError};
 use crate::range::{self, Part};
 
@@ -188,7 +188,17 @@ async fn download(opened: Opened, headers: &HeaderMap) -> Answer<Response> {
     )
 )]
 pub(super) async fn put(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap, mut body: Body) -> Answer<Response> {
-    let (files, path) = open(&api, &uri).await?;
+    match receive(&api, &uri, &headers, &mut body).await {
+        Ok(response) => Ok(response),
+        Err(error) => {
+            drain(body).await;
+            Err(error)
+        }
+    }
+}
+
+async fn receive(api: &Api, uri: &Uri, headers: &HeaderMap, body: &mut Body) -> Answer<Response> {
+    let (files, path) = open(api, uri).await?;
     if uri.path().ends_with('/') {
         return Err(ApiError::new(ErrorCode::InvalidPath, "a file's path does not end with a slash"));
     }
@@ -196,7 +206,7 @@ pub(super) async fn put(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMa
     if announced.is_some_and(|length| length > api.upload_limit) {
         return Err(Upload::too_large(api.upload_limit).into());
     }
-    let mut upload = files.upload(path.clone(), condition(&headers)?).await?;
+    let mut upload = files.upload(path.clone(), condition(headers)?).await?;
     let limit = upload.room.map_or(api.upload_limit, |room| room.min(api.upload_limit));
     let mut size = 0;
     while let Some(frame) = body.frame().await {

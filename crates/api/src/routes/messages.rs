@@ -14,7 +14,7 @@ use cloister_types::{ErrorCode, ResponseId};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::sessions::session_id;
+use super::sessions::{session_id, unhurried};
 use crate::auth::Principal;
 use crate::error::{Answer, ApiError};
 use crate::{Api, body, sse};
@@ -49,6 +49,9 @@ pub(super) async fn send(
     body: Body,
 ) -> Answer<Response> {
     let id = session_id(&id)?;
+    if !headers.contains_key("idempotency-key") {
+        api.sessions.check(&id)?;
+    }
     let body = body::json(body).await?;
     let text = body["message"].as_str().ok_or_else(|| ApiError::invalid("message must be a string"))?;
     if text.is_empty() {
@@ -56,11 +59,8 @@ pub(super) async fn send(
     }
     let key = idempotency_key(&headers)?;
     let message = Message { text: text.to_owned(), caller: principal.caller, key, body };
-    // Accepted in a task of its own: once begun, acceptance runs to its end
-    // even if the client goes away in the middle of it.
     let (sessions, session) = (api.sessions.clone(), id.clone());
-    let sent = tokio::spawn(async move { sessions.send(&session, message).await }).await;
-    match sent.map_err(|_| ApiError::new(ErrorCode::Internal, "the acceptance broke"))?? {
+    match unhurried(async move { sessions.send(&session, message).await }).await? {
         Sent::Turn(turn) => Ok(sse::response(api.sessions.subscribe(&id, &turn, None).await?)),
         Sent::Evicted(turn) => {
             let note = "the session of this turn was deleted, and its events with it";

@@ -37,6 +37,8 @@ pub(crate) fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
 pub fn router(api: Arc<Api>) -> Router {
     let (router, _) = described();
     router
+        // The same as without the slash; OpenAPI has no word for it.
+        .route("/v1/sessions/{id}/files/", axum::routing::get(files::list))
         .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(ErrorCode::MethodNotAllowed, "this path takes other methods")

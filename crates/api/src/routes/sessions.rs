@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use cloister_session::SessionError;
 use cloister_types::wire::{CreateSession, Deleted, ErrorBody, SessionRecord};
 use cloister_types::{ErrorCode, SessionId, duration};
 use serde::Deserialize;
@@ -19,6 +20,17 @@ use crate::error::{Answer, ApiError};
 /// Reads a session id; what is none names no session.
 pub(super) fn session_id(text: &str) -> Answer<SessionId> {
     text.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no such session"))
+}
+
+/// Runs a change in a task of its own: a client that hangs up must not leave
+/// it half done.
+pub(super) async fn unhurried<T: Send + 'static>(
+    change: impl Future<Output = Result<T, SessionError>> + Send + 'static,
+) -> Answer<T> {
+    match tokio::spawn(change).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(ApiError::new(ErrorCode::Internal, "the operation broke")),
+    }
 }
 
 /// Create a session.
@@ -39,18 +51,23 @@ pub(super) async fn create(State(api): State<Arc<Api>>, body: Body) -> Answer<(S
         body @ Value::Object(_) => body,
         _ => return Err(ApiError::invalid("the body must be a JSON object")),
     };
-    if let Value::Object(access) = &body["file_access"]
-        && !access.contains_key("read")
-        && !access.contains_key("write")
-    {
-        return Err(ApiError::invalid("file_access needs read or write; leave it out for the whole workspace"));
+    match body.get("file_access") {
+        None => {}
+        Some(Value::Object(access)) if access.contains_key("read") || access.contains_key("write") => {}
+        Some(_) => {
+            let message = "file_access must be an object with read or write; leave it out for the whole workspace";
+            return Err(ApiError::invalid(message));
+        }
     }
-    if body["tools"].as_array().is_some_and(|tools| !tools.is_empty()) {
-        return Err(ApiError::invalid("this version has no client-side tools; leave tools out"));
+    match body.get("tools") {
+        None => {}
+        Some(Value::Array(tools)) if tools.is_empty() => {}
+        Some(_) => return Err(ApiError::invalid("this version has no client-side tools; leave tools out")),
     }
     let ask: CreateSession =
         serde_path_to_error::deserialize(body).map_err(|error| ApiError::invalid(error.to_string()))?;
-    Ok((StatusCode::CREATED, Json(api.sessions.create(ask).await?)))
+    let sessions = api.sessions.clone();
+    Ok((StatusCode::CREATED, Json(unhurried(async move { sessions.create(ask).await }).await?)))
 }
 
 /// List all sessions.
@@ -92,7 +109,9 @@ pub(super) async fn delete_matching(
     if !idle_only && older_than.is_none() {
         return Err(ApiError::invalid("say which sessions: status=idle, older_than=2h, or both"));
     }
-    Ok(Json(Deleted { deleted: api.sessions.delete_matching(idle_only, older_than).await? }))
+    let sessions = api.sessions.clone();
+    let deleted = unhurried(async move { sessions.delete_matching(idle_only, older_than).await }).await?;
+    Ok(Json(Deleted { deleted }))
 }
 
 /// Read a session.
@@ -113,12 +132,7 @@ pub(super) async fn get(State(api): State<Arc<Api>>, Path(id): Path<String>) -> 
 )]
 pub(super) async fn delete(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Answer<StatusCode> {
     let id = session_id(&id)?;
-    // Not in this request's own task: a client that hangs up must not leave a
-    // session half deleted.
     let sessions = api.sessions.clone();
-    match tokio::spawn(async move { sessions.delete(&id).await }).await {
-        Ok(outcome) => outcome?,
-        Err(_) => return Err(ApiError::new(ErrorCode::Internal, "the deletion broke")),
-    }
+    unhurried(async move { sessions.delete(&id).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -59,7 +59,7 @@ async fn upload_download_list_delete() {
     assert_eq!(files.ask("DELETE", "/a/b", &[], b"").await.status, 204);
     assert_eq!(files.ask("GET", "/a/b", &[], b"").await.status, 404);
     assert_eq!(files.put("/a", b"x").await, 409, "a directory is in the way");
-    assert_eq!(files.put("/", b"x").await, 404, "the root is no file");
+    assert_eq!(files.put("/", b"x").await, 405, "the root is no file");
     assert_eq!(files.put("/f", b"").await, 201);
     assert_eq!(files.put("/f/below", b"x").await, 409, "a file is in the way");
     assert_eq!(files.ask("GET", "?path=nowhere", &[], b"").await.status, 404);

@@ -48,7 +48,7 @@ fn furnish(stack: &Stack) {
     link(stack, "projects/acme/abs", "/opt/sandbox/workspace/top-secret.txt");
     link(stack, "projects/acme/near", "a.txt");
     link(stack, "projects/acme/home", "/opt/sandbox/workspace/shared/templates/t.txt");
-    link(stack, "w/escape", "../../../../../../etc/passwd");
+    link(stack, "w/escape", "../../../../../../etc/shadow");
 }
 
 /// What the three operations give inside, as errno names.

@@ -94,12 +94,7 @@ fn leaf(action: Action) -> Vec<Instruction> {
             plain(RETURN, ALLOW),
         ],
         Action::Check(Check::OwnProcess) => {
-            vec![
-                plain(LOAD, argument(0)),
-                branch(IF_EQ, 0, 1, 0),
-                plain(RETURN, REFUSE),
-                plain(RETURN, ALLOW),
-            ]
+            vec![plain(LOAD, argument(0)), branch(IF_EQ, 0, 1, 0), plain(RETURN, REFUSE), plain(RETURN, ALLOW)]
         }
         Action::Check(Check::Family) => vec![
             plain(LOAD, argument(0)),
@@ -192,7 +187,9 @@ mod tests {
             let got = run(&filter, THIS_ARCHITECTURE, number, [argument_for(number), 0, 0, 0, 0, 0]);
             let group = GROUPS.iter().find(|group| group.calls.contains(&i64::from(number)));
             let want = match group.map(|group| group.check) {
-                Some(Check::None | Check::Family | Check::NoNamespaces | Check::NoTerminalInjection | Check::OwnProcess) => ALLOW,
+                Some(
+                    Check::None | Check::Family | Check::NoNamespaces | Check::NoTerminalInjection | Check::OwnProcess,
+                ) => ALLOW,
                 Some(Check::Absent) => UNKNOWN,
                 None if number <= NEWEST_KNOWN => REFUSE,
                 None => UNKNOWN,

@@ -32,8 +32,8 @@ impl Default for Limits {
             processes: 1024,
             cpus: 2.0,
             tmp_bytes: 512 << 20,
-            open_files: 16_384,
-            file_bytes: 16 << 30,
+            open_files: 4096,
+            file_bytes: 4 << 30,
         }
     }
 }

@@ -34,18 +34,18 @@ pub fn read_context(workspace: impl AsFd, identity: Identity) -> (String, Vec<St
         let mut size = 0;
         for name in names(&folder) {
             match read_one(&folder, &name, strict, flags) {
-                Some(content) if size + (content.len() + name.len() + 8) as u64 <= MAX_CONTEXT => {
+                Ok(content) if size + (content.len() + name.len() + 8) as u64 <= MAX_CONTEXT => {
                     size += (content.len() + name.len() + 8) as u64;
                     if !text.is_empty() {
                         text.push_str("\n\n");
                     }
                     text.push_str(&format!("## {name}\n\n{}", content.trim_end()));
                 }
-                Some(_) => {
+                Ok(_) | Err(Unread::TooLarge) => {
                     skipped.push(name);
                     break;
                 }
-                None => skipped.push(name),
+                Err(Unread::NotText) => skipped.push(name),
             }
         }
         (text, skipped)
@@ -61,16 +61,29 @@ fn names(folder: &OwnedFd) -> Vec<String> {
     names
 }
 
+/// Why a file is left out.
+enum Unread {
+    /// Not a plain file of UTF-8.
+    NotText,
+    /// More than all files together may be: loading stops here.
+    TooLarge,
+}
+
 /// A regular file's text. The kind is checked on a handle: opening a FIFO
 /// would wait for a writer.
-fn read_one(folder: &OwnedFd, name: &str, strict: ResolveFlags, flags: OFlags) -> Option<String> {
-    let handle =
-        openat2(folder, name, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), strict).ok()?;
-    let stat = fstat(&handle).ok()?;
-    if kind(&stat) != FileType::RegularFile || stat.st_size.cast_unsigned() > MAX_CONTEXT {
-        return None;
+fn read_one(folder: &OwnedFd, name: &str, strict: ResolveFlags, flags: OFlags) -> Result<String, Unread> {
+    let not_text = |_| Unread::NotText;
+    let handle = openat2(folder, name, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), strict);
+    let handle = handle.map_err(not_text)?;
+    let stat = fstat(&handle).map_err(not_text)?;
+    if kind(&stat) != FileType::RegularFile {
+        return Err(Unread::NotText);
+    }
+    if stat.st_size.cast_unsigned() > MAX_CONTEXT {
+        return Err(Unread::TooLarge);
     }
     let mut content = String::new();
-    File::from(super::reopen(&handle, flags).ok()?).take(MAX_CONTEXT + 1).read_to_string(&mut content).ok()?;
-    Some(content)
+    let file = File::from(super::reopen(&handle, flags).map_err(not_text)?);
+    file.take(MAX_CONTEXT + 1).read_to_string(&mut content).map_err(|_| Unread::NotText)?;
+    Ok(content)
 }

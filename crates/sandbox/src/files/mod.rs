@@ -13,7 +13,9 @@ mod upload;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cloister_types::WorkspacePath;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fstat, openat2, statx};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fstat, openat, openat2, statat, statx,
+};
 use rustix::io::Errno;
 
 use crate::WORKSPACE;
@@ -22,8 +24,8 @@ use crate::protocol::Source;
 
 pub use context::{MAX_CONTEXT, read_context};
 pub use list::Entry;
-pub(crate) use remove::remove_tree;
 pub use read::{Found, Opened};
+pub(crate) use remove::remove_tree;
 pub use upload::{Condition, Upload, Written};
 
 /// Why a file operation was not done. One table for all operations; the API
@@ -104,12 +106,36 @@ pub struct View {
     identity: Identity,
     /// Device of the sealed skeleton: read-only there means "not in scope".
     skeleton: u64,
+    /// Inodes of the skeleton that lie above or beside the workspace. A link
+    /// may lead there; for the file API nothing exists outside the workspace.
+    outside: Vec<u64>,
+    generation: u64,
 }
 
 impl View {
-    pub(crate) fn new(tree: OwnedFd, sources: Vec<Source>, identity: Identity) -> rustix::io::Result<Self> {
+    pub(crate) fn new(
+        tree: OwnedFd,
+        sources: Vec<Source>,
+        identity: Identity,
+        generation: u64,
+    ) -> rustix::io::Result<Self> {
         let skeleton = fstat(&tree)?.st_dev;
-        Ok(Self { tree, sources, identity, skeleton })
+        let mut outside = Vec::new();
+        for path in [".", "opt", "opt/sandbox", "sessions"] {
+            outside.push(statat(&tree, path, AtFlags::SYMLINK_NOFOLLOW)?.st_ino);
+        }
+        for name in Dir::read_from(openat(&tree, "sessions", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?)? {
+            outside.push(
+                statat(&tree, format!("sessions/{}", name?.file_name().to_string_lossy()), AtFlags::SYMLINK_NOFOLLOW)?
+                    .st_ino,
+            );
+        }
+        Ok(Self { tree, sources, identity, skeleton, outside, generation })
+    }
+
+    /// Which of the host's spawners built it.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 
     pub(crate) fn tree(&self) -> BorrowedFd<'_> {
@@ -148,7 +174,12 @@ impl View {
             match openat2(&self.tree, full.as_slice(), flags | OFlags::CLOEXEC | extra, Mode::empty(), resolve) {
                 Err(Errno::AGAIN) if tries < TRIES => tries += 1,
                 Err(Errno::INTR) => {}
-                other => return other,
+                Err(errno) => return Err(errno),
+                Ok(found) => {
+                    let stat = fstat(&found)?;
+                    let outside = stat.st_dev == self.skeleton && self.outside.contains(&stat.st_ino);
+                    return if outside { Err(Errno::NOENT) } else { Ok(found) };
+                }
             }
         }
     }

@@ -63,7 +63,7 @@ pub(crate) fn run(link: OwnedFd, launched: Result<Sandbox, Refused>, groups: Ses
     if let (Ok(()), Ok(channel)) = (started, Channel::new(link)) {
         let Sandbox { init, control, .. } = sandbox;
         let mut supervisor =
-            Supervisor { link: channel, init, control, groups: groups.clone(), live: None, dead: false };
+            Supervisor { link: channel, init, control, groups: groups.clone(), live: None, serial: 0, dead: false };
         // Ends with the link, with a stop, or with the sandbox.
         let _ = supervisor.supervise();
         supervisor.kill();
@@ -101,6 +101,8 @@ struct Supervisor {
     control: OwnedFd,
     groups: SessionGroups,
     live: Option<Live>,
+    /// Number of the last agent that was started.
+    serial: u64,
     dead: bool,
 }
 
@@ -216,7 +218,8 @@ impl Supervisor {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&log, true)?;
-        init::run_agent(&self.control, &theirs, &their_log)?;
+        self.serial += 1;
+        init::run_agent(&self.control, self.serial, &theirs, &their_log)?;
         let mut agent = Channel::with_limit(ours, MAX_FACT)?;
         agent.send(command).map_err(|Closed| std::io::Error::other("it hung up"))?;
         Ok((agent, log))
@@ -257,6 +260,8 @@ impl Supervisor {
                     // children that slipped away included.
                     let cancelled = live.cancelled.is_some() || outcome == Outcome::Cancelled;
                     let outcome = if live.cancelled.is_some() { Outcome::Cancelled } else { outcome };
+                    // What was cancelled costs nothing.
+                    let usage = if outcome == Outcome::Cancelled { Usage::default() } else { usage };
                     return self.finish(outcome, usage, output_text, cancelled);
                 }
                 Ok(None) => break,
@@ -286,7 +291,9 @@ impl Supervisor {
 
     fn hear_init(&mut self) -> Result<(), Closed> {
         let how = match protocol::receive::<AgentExited>(&self.control) {
-            Ok(Some((AgentExited { how }, _))) => how,
+            // The agent of an earlier turn, which had said all it had to say.
+            Ok(Some((AgentExited { serial, .. }, _))) if serial != self.serial => return Ok(()),
+            Ok(Some((AgentExited { how, .. }, _))) => how,
             // Init is gone, and with it everything inside.
             _ => {
                 self.dead = true;

@@ -6,7 +6,8 @@ pub(crate) mod mounts;
 mod workspace;
 
 pub(crate) use base::Base;
-pub(crate) use workspace::{build, make_folders};
+pub(crate) use mounts::open_strictly;
+pub(crate) use workspace::{build, make_folders, restore_modes};
 
 /// Why a view could not be built.
 #[derive(Debug, thiserror::Error)]

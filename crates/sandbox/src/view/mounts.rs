@@ -20,6 +20,11 @@ pub(super) fn handle(folder: impl AsFd, path: impl rustix::path::Arg) -> Result<
     openat2(folder, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), STRICT)
 }
 
+/// Opens a folder below a trusted one, for reading, no link followed.
+pub(crate) fn open_strictly(folder: impl AsFd, path: &str) -> Result<OwnedFd> {
+    openat2(folder, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), STRICT)
+}
+
 /// A fresh tmpfs as a detached mount.
 pub(super) fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;

@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use cloister_types::path::WorkspacePath;
-use cloister_types::scope::{Access, SESSIONS};
+use cloister_types::scope::{Access, MEMORY, SESSIONS};
 use rustix::fs::{FileType, Mode, OFlags, mkdirat, mknodat, openat2, statat};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
@@ -40,6 +40,7 @@ pub(crate) fn build(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Res
     }
     let mut builder = Builder { workspace, tree, identity, sources: Vec::new() };
 
+    restore_modes(workspace);
     // The private folder first: it must exist whatever the scope says.
     let own = builder.source(&Bind { path: plan.own.clone(), access: Access::Write, absent: IfAbsent::Create })?;
     match plan.root {
@@ -174,6 +175,20 @@ fn mkdir(root: impl AsFd, path: &[u8]) -> rustix::io::Result<()> {
     match mkdirat(root, path, FOLDER) {
         Err(Errno::EXIST) => Ok(()),
         other => other,
+    }
+}
+
+/// Gives the owner back what a session may have taken away from the folders
+/// that every session needs. Without success where they are not there yet.
+pub(crate) fn restore_modes(workspace: &OwnedFd) {
+    for path in [".", MEMORY, SESSIONS] {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let Ok(handle) = openat2(workspace, path, flags, Mode::empty(), STRICT) else { continue };
+        let shut = rustix::fs::fstat(&handle).is_ok_and(|stat| Mode::from_raw_mode(stat.st_mode) & FOLDER != FOLDER);
+        if shut {
+            let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&handle));
+            let _ = rustix::fs::chmod(own, FOLDER);
+        }
     }
 }
 
