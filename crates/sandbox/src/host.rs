@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use cloister_types::SessionId;
 use cloister_types::link::{Enforced, Fact, FrameReader};
 use cloister_types::scope::{FileAccess, SESSIONS};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, socketpair,
 };
@@ -106,7 +107,8 @@ impl Host {
     pub fn start(executable: &Path, agent: &Path, workspace: &Path) -> Result<Self, HostError> {
         let identity = Identity::current();
         std::fs::create_dir_all(workspace)?;
-        let handle = OwnedFd::from(std::fs::File::open(workspace)?);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(workspace, flags, Mode::empty())?;
         identity.own(&handle)?;
         let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned() };
         let host =

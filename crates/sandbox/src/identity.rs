@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{AtFlags, Gid, Uid};
 
 use crate::sys;
 
@@ -48,10 +48,11 @@ impl Identity {
     /// Makes an open folder belong to this identity.
     ///
     /// # Errors
-    /// What `fchown` answers.
+    /// What `chown` answers.
     pub fn own(self, folder: impl AsFd) -> rustix::io::Result<()> {
         if self.root_mode {
-            rustix::fs::fchown(folder, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
+            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+            rustix::fs::chownat(folder, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
         }
         Ok(())
     }

@@ -89,7 +89,10 @@ impl Subscription {
         loop {
             let head = *self.head.borrow_and_update();
             if self.next < head.next {
-                let events = self.store.events(&self.turn, self.next, PAGE).await?;
+                let mut events = self.store.events(&self.turn, self.next, PAGE).await?;
+                // The log may already hold more than was announced. The end of
+                // a turn is announced once its session takes the next message.
+                events.retain(|event| event.seq < head.next);
                 match events.last() {
                     Some(last) => {
                         self.next = last.seq + 1;

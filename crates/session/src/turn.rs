@@ -122,6 +122,7 @@ impl Sessions {
     ) -> Ended {
         let mut next = 1;
         let mut told = false;
+        let mut items = Vec::new();
         loop {
             let facts = tokio::select! {
                 facts = sandbox.facts() => facts,
@@ -148,7 +149,6 @@ impl Sessions {
                     return Ended { sandbox: None, next };
                 }
             };
-            let mut items = Vec::new();
             let mut finish = None;
             let mut sandbox_gone = false;
             for fact in facts {
@@ -168,6 +168,11 @@ impl Sessions {
                 }
             }
             let done = finish.is_some();
+            if !done && matches!(items.last(), Some(LogItem::Event(event)) if event.kind.is_terminal()) {
+                // How the turn ended comes right behind. The two are stored as
+                // one, so that nobody sees an ended turn that is still open.
+                continue;
+            }
             if let (Some(finish), Some(last)) = (&mut finish, items.last_mut()) {
                 // From here on a cancel comes too late. One that came in time
                 // holds, though the agent was faster: it was promised.
@@ -178,7 +183,7 @@ impl Sessions {
                     *finish = finished(Outcome::Cancelled, Usage::default(), String::new());
                 }
             }
-            if let Err(error) = self.store.append(turn, items, finish).await {
+            if let Err(error) = self.store.append(turn, std::mem::take(&mut items), finish).await {
                 tracing::error!(session = %session.stored.id, %turn, %error, "the log refuses the turn's events");
                 let error = SessionError::from(error);
                 next = self.fail(turn, error.code, &error.message, model.scripted).await;

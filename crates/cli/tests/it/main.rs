@@ -6,6 +6,7 @@ mod cancel;
 mod commands;
 mod data;
 mod files;
+mod hostile;
 mod idempotency;
 mod leftovers;
 mod lifecycle;

@@ -4,6 +4,8 @@ import ctypes, errno, json, os, socket, struct, subprocess, sys, threading
 port, folder = int(sys.argv[1]), sys.argv[2]
 libc = ctypes.CDLL(None, use_errno=True)
 out = {}
+# The shell's parent is the agent.
+os.getppid_of_shell = int(open("/proc/%d/stat" % os.getppid()).read().rsplit(")", 1)[1].split()[1])
 
 def attempt(f):
     """Runs a probe in a child of its own, at most five seconds."""
@@ -207,6 +209,9 @@ def no_setuid():
         return e.errno in (errno.EPERM, errno.EINVAL)
 probe("is setuid refused", no_setuid)
 probe("is sudo without gain", lambda: subprocess.run(["/usr/bin/sudo", "-n", "id", "-u"], capture_output=True).stdout.strip() != b"0" if os.path.exists("/usr/bin/sudo") else True)
+probe("denied agent memory", lambda: open("/proc/%d/mem" % os.getppid_of_shell, "r+b").read(1))
+probe("denied limits of init", lambda: call(302, 1, 7, 0, 0))
+probe("is init without a story", lambda: b"/" not in open("/proc/1/cmdline", "rb").read())
 # 41, 42
 probe("absent cgroup", lambda: os.lstat("/sys/fs/cgroup"))
 import resource
@@ -217,6 +222,7 @@ def raise_limit():
         return True
 probe("is limit not raised", raise_limit)
 probe("denied lower oom", lambda: write("/proc/self/oom_score_adj", "-1000"))
+probe("denied lower oom to nothing", lambda: write("/proc/self/oom_score_adj", "0"))
 probe("is without core dumps", lambda: resource.getrlimit(resource.RLIMIT_CORE)[1] == 0)
 # 45: a code sandbox runs code
 def memfd():

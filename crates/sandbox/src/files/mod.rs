@@ -109,6 +109,8 @@ pub struct View {
     /// Inodes of the skeleton that lie above or beside the workspace. A link
     /// may lead there; for the file API nothing exists outside the workspace.
     outside: Vec<u64>,
+    /// The skeleton's own mount; its folders also appear as parts of others.
+    root_mount: u64,
     generation: u64,
 }
 
@@ -130,7 +132,8 @@ impl View {
                     .st_ino,
             );
         }
-        Ok(Self { tree, sources, identity, skeleton, outside, generation })
+        let root_mount = mount_of(&tree)?;
+        Ok(Self { tree, sources, identity, skeleton, outside, root_mount, generation })
     }
 
     /// Which of the host's spawners built it.
@@ -177,7 +180,9 @@ impl View {
                 Err(errno) => return Err(errno),
                 Ok(found) => {
                     let stat = fstat(&found)?;
-                    let outside = stat.st_dev == self.skeleton && self.outside.contains(&stat.st_ino);
+                    let outside = stat.st_dev == self.skeleton
+                        && self.outside.contains(&stat.st_ino)
+                        && mount_of(&found)? == self.root_mount;
                     return if outside { Err(Errno::NOENT) } else { Ok(found) };
                 }
             }
@@ -202,6 +207,11 @@ impl View {
     fn act<T>(&self, work: impl FnOnce() -> T) -> T {
         self.identity.act(work)
     }
+}
+
+/// The mount that a handle was reached through.
+fn mount_of(handle: impl AsFd) -> rustix::io::Result<u64> {
+    Ok(statx(handle, "", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 /// Is this the root of a mount, that is, an entry of the scope?

@@ -1,0 +1,189 @@
+//! What a hostile session, or an unlucky operator, once broke: each of these
+//! failed before it was mended.
+
+use std::process::Command;
+use std::time::Duration;
+
+use cloister_testkit::{As, Stack, script};
+use cloister_types::event::EventKind;
+use serde_json::json;
+
+/// Exchanges two links as fast as it can, for some seconds.
+const JUGGLER: &str = r#"
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+os.chdir("w")
+os.symlink(".", "a"); os.symlink("other", "b")
+end = time.time() + 3
+while time.time() < end:
+    for _ in range(200):
+        libc.renameat2(-100, b"a", -100, b"b", 2)
+try:
+    open("guarded/conf", "w").write("PLANTED")
+    print("planted")
+except OSError as e:
+    print("held")
+"#;
+
+#[tokio::test]
+async fn no_race_removes_a_mount_of_the_view() {
+    let stack = Stack::start().await;
+    let owner = stack.session().await;
+    for (path, body) in [("w/guarded/conf", "original"), ("w/other/x", "x"), (".memory/juggle.py", JUGGLER)] {
+        stack.client.upload(&owner, path, body.to_owned()).await.unwrap();
+    }
+    let ask = json!({"file_access": {"write": ["w"], "read": ["w/guarded"]}});
+    let session = stack.session_with(ask).await.id;
+    let juggling = stack.bash(&session, "python3 .memory/juggle.py");
+    let attacking = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let base = format!("/v1/sessions/{session}/files/w/a");
+        for _ in 0..150 {
+            for (method, path) in
+                [("DELETE", "/guarded"), ("PUT", "/guarded"), ("PUT", "/guarded/conf"), ("DELETE", "/guarded/conf")]
+            {
+                stack.raw(method, &format!("{base}{path}"), &[], b"replaced").await;
+            }
+        }
+    };
+    let ((said, _), ()) = tokio::join!(juggling, attacking);
+    assert_eq!(said.trim(), "held");
+    assert_eq!(std::fs::read_to_string(stack.workspace().join("w/guarded/conf")).unwrap(), "original");
+}
+
+#[tokio::test]
+async fn whatever_a_session_leaves_its_deletion_ends() {
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    let build = "cd .sessions/*; python3 -c \"
+import os
+for _ in range(8000):
+    os.mkdir('d'); os.chdir('d')
+\"; mkdir shut; touch shut/file; chmod 000 shut; ln -s / root; echo built";
+    let (said, _) = stack.bash(&session, build).await;
+    assert!(said.ends_with("built\n"), "{said}");
+    stack.client.delete(&session).await.unwrap();
+    assert!(!stack.workspace().join(".sessions").join(session.as_str()).exists());
+    assert_eq!(stack.bash(&stack.session().await, "echo alive").await.0, "alive\n");
+}
+
+#[tokio::test]
+async fn a_wrecked_workspace_does_not_keep_the_tenant_down() {
+    for who in As::all() {
+        let mut stack = Stack::start_as(who).await;
+        let session = stack.session().await;
+        stack.bash(&session, "rm -rf .pokee; ln -s /etc .pokee; chmod 000 .memory .").await;
+        assert!(stack.terminate().await.success());
+        let stack = stack.restart().await;
+        let session = stack.session().await;
+        let (said, failed) = stack.bash(&session, "echo x > file; echo y > .memory/note; cat file .memory/note").await;
+        assert_eq!((said.as_str(), failed), ("x\ny\n", false), "{who:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_spawner_is_replaced() {
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    stack.bash(&session, "echo first").await;
+    let spawner =
+        Command::new("pgrep").args(["-P", &stack.pid().to_string(), "-x", "cloister-sandbo"]).output().unwrap();
+    let spawner = String::from_utf8(spawner.stdout).unwrap().trim().to_owned();
+    assert!(Command::new("kill").args(["-9", &spawner]).status().unwrap().success());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Both a new session and one whose view the dead one had built.
+    assert_eq!(stack.bash(&stack.session().await, "echo second").await.0, "second\n");
+    assert_eq!(stack.bash(&session, "echo third").await.0, "third\n");
+}
+
+#[tokio::test]
+async fn a_second_server_is_turned_away_and_the_first_works_on() {
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    let lines = [json!({"tool": "bash", "input": {"command": "sleep 1; echo slept"}})];
+    let events = stack.client.message(&session, &script(&lines), None).await.unwrap();
+    let data = stack.folder().join("data");
+    let second = Command::new(stack.executable())
+        .args(["dev", "--listen", "127.0.0.1:0", "--data"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && said.contains("another server is using"), "{said}");
+    let turn = cloister_testkit::Turn::collect(events).await;
+    assert_eq!((turn.end(), turn.results()), (EventKind::MessageCompleted, vec!["slept\n".to_owned()]));
+    assert_eq!(stack.bash(&session, "echo on").await.0, "on\n");
+}
+
+#[tokio::test]
+async fn turns_in_quick_succession_do_not_trip_over_each_other() {
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    for n in 0..120 {
+        let turn = stack.play(&session, &[json!({"say": format!("{n}")})]).await;
+        assert_eq!(turn.end(), EventKind::MessageCompleted, "turn {n}: {:?}", turn.events.last());
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_that_was_promised_holds() {
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    for n in 0..40u64 {
+        let lines = [json!({"sleep_ms": n % 8}), json!({"say": "quick"})];
+        let events = stack.client.message(&session, &script(&lines), None).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(n % 13 + 5)).await;
+        let promised = stack.client.cancel(&session, events.turn()).await.unwrap().status;
+        let turn = cloister_testkit::Turn::collect(events).await;
+        let want = if promised == "cancelling" { EventKind::MessageCancelled } else { EventKind::MessageCompleted };
+        assert_eq!(turn.end(), want, "round {n}: {promised}");
+    }
+}
+
+#[tokio::test]
+async fn links_make_no_endless_walks_and_lead_nowhere_outside() {
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    stack
+        .bash(&session, "ln -s . .pokee/a; ln -s . .pokee/b; ln -s ../../.. up; ln -s /sessions ses; ln -s / root")
+        .await;
+    let path = format!("/v1/sessions/{session}/files/.pokee/x.md");
+    let put = stack.raw("PUT", &path, &[], b"x");
+    assert_eq!(tokio::time::timeout(Duration::from_secs(5), put).await.unwrap().status, 201);
+    for path in ["up", "up/opt", "ses", "root", "up/opt/sandbox"] {
+        let answer = stack.raw("GET", &format!("/v1/sessions/{session}/files/{path}"), &[], b"").await;
+        assert_eq!(answer.status, 404, "{path}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_leaves_nothing_half_done() {
+    use tokio::io::AsyncWriteExt;
+    let stack = Stack::start().await;
+    let send = async |request: String, patience: u64| {
+        let mut socket = tokio::net::TcpStream::connect(stack.url.trim_start_matches("http://")).await.unwrap();
+        let head = format!(
+            "{request} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 0\r\n\r\n",
+            stack.key
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(patience)).await;
+    };
+    for round in 0..10u64 {
+        for _ in 0..3 {
+            stack.session().await;
+        }
+        send("POST /v1/sessions".into(), round).await;
+        send("DELETE /v1/sessions?status=idle".into(), round * 2).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Whole or not at all: what is listed is ready, and can be deleted.
+    for session in stack.client.sessions().await.unwrap() {
+        assert_eq!(session.status, cloister_types::wire::SessionStatus::Ready);
+        stack.client.delete(&session.id).await.unwrap();
+    }
+    let mut stack = stack;
+    assert!(stack.terminate().await.success());
+    let stack = stack.restart().await;
+    assert!(stack.client.sessions().await.unwrap().is_empty(), "a ghost came back");
+}
