@@ -32,7 +32,7 @@ impl Commands {
     pub(crate) async fn next(&mut self) -> std::io::Result<Option<Command>> {
         let mut buffer = vec![0; 64 << 10];
         loop {
-            if let Some(command) = self.reader.next().map_err(std::io::Error::other)? {
+            if let Some(command) = self.reader.next_frame().map_err(std::io::Error::other)? {
                 return Ok(Some(command));
             }
             match self.socket.read(&mut buffer).await? {

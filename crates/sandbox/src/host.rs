@@ -280,7 +280,7 @@ fn first_fact(socket: &UnixStream) -> std::io::Result<(Fact, Vec<OwnedFd>)> {
         }
         reader.push(&buffer[..got.bytes]);
         head.extend_from_slice(&buffer[..got.bytes]);
-        if let Some(fact) = reader.next::<Fact>().map_err(std::io::Error::other)? {
+        if let Some(fact) = reader.next_frame::<Fact>().map_err(std::io::Error::other)? {
             return Ok((fact, fds));
         }
         wanted = match head.first_chunk::<4>() {

@@ -52,7 +52,7 @@ impl Sandbox {
         let mut buffer = vec![0; 64 << 10];
         loop {
             let mut facts = Vec::new();
-            while let Some(fact) = self.reader.next().map_err(std::io::Error::other)? {
+            while let Some(fact) = self.reader.next_frame().map_err(std::io::Error::other)? {
                 facts.push(fact);
             }
             if !facts.is_empty() {

@@ -15,7 +15,10 @@ const QUEUE: usize = 4096;
 
 /// Runs in the batch's transaction, or not at all, and keeps its outcome;
 /// what it returns delivers that once the batch is committed.
-struct Job(Box<dyn FnOnce(std::result::Result<&Connection, StoreError>) -> Deliver + Send>);
+struct Job(Box<dyn FnOnce(Transaction<'_>) -> Deliver + Send>);
+
+/// The batch's open transaction, or why there is none.
+type Transaction<'c> = std::result::Result<&'c Connection, StoreError>;
 
 impl Job {
     fn run(self, connection: &Connection) -> Deliver {
@@ -49,7 +52,7 @@ impl Writer {
         change: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (sender, receiver) = oneshot::channel();
-        let job = Job(Box::new(move |connection: std::result::Result<&Connection, StoreError>| {
+        let job = Job(Box::new(move |connection: Transaction<'_>| {
             let outcome = connection.and_then(|connection| in_savepoint(connection, change));
             let deliver: Deliver = Box::new(move |committed| {
                 // The caller may have gone away; the change stands all the same.

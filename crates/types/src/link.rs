@@ -83,7 +83,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// The stream is not one of frames; nothing after this can be trusted.
-    pub fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn next_frame<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, FrameError> {
         let rest = &self.buffer[self.start..];
         let Some((head, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*head) as usize;
@@ -265,7 +265,7 @@ mod tests {
     fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
         let mut reader = FrameReader::default();
         reader.push(&u32::MAX.to_be_bytes());
-        assert!(matches!(reader.next::<Value>(), Err(FrameError::TooLarge(_))));
+        assert!(matches!(reader.next_frame::<Value>(), Err(FrameError::TooLarge(_))));
     }
 
     proptest! {
@@ -276,7 +276,7 @@ mod tests {
             let mut seen: Vec<String> = Vec::new();
             for piece in bytes.chunks(cut) {
                 reader.push(piece);
-                while let Some(text) = reader.next().unwrap() {
+                while let Some(text) = reader.next_frame().unwrap() {
                     seen.push(text);
                 }
             }

@@ -44,7 +44,7 @@ pub(super) async fn run(call: &Call, id: &str, scratch: &Path, cancel: &mut watc
         Err(error) => return Output::error(format!("Bad arguments for bash: {error}.")),
     };
     let seconds = input.timeout.unwrap_or(DEFAULT_TIMEOUT);
-    if !(seconds > 0.0) {
+    if seconds.is_nan() || seconds <= 0.0 {
         return Output::error("Bad arguments for bash: timeout must be more than 0.");
     }
     match execute(&input.command, seconds.min(MAX_TIMEOUT), id, scratch, cancel).await {

@@ -191,7 +191,9 @@ impl Decoder {
     }
 
     pub(super) fn finish(mut self) -> Result<(Vec<Piece>, Answer), WireError> {
-        if self.finish.is_none() && !(self.done && !self.blocks.is_empty()) {
+        // A server that says it is done has finished, if it said anything.
+        let ended = self.finish.is_some() || (self.done && !self.blocks.is_empty());
+        if !ended {
             return Err(WireError::Incomplete);
         }
         let pieces = self.show(true);

@@ -156,7 +156,7 @@ mod tests {
         std::fs::create_dir_all(root.join("a/b/.removing-1/c")).unwrap();
         std::fs::write(root.join(".removing-1"), "taken").unwrap();
         std::fs::write(root.join("a/b/file"), "x").unwrap();
-        std::fs::set_permissions(root.join("a/b"), std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(root.join("a/b"), std::fs::Permissions::from_mode(0o0)).unwrap();
         // Deeper than any path, any stack and any descriptor table.
         let mut deep = OwnedFd::from(std::fs::File::open(&root).unwrap());
         for _ in 0..20_000 {

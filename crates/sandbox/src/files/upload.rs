@@ -95,9 +95,9 @@ impl View {
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(errno.into()),
                 Ok(found) => match kind(&fstat(&found)?) {
-                    FileType::RegularFile if is_mount_root(&found)? => return self.into_content(found, condition),
+                    FileType::RegularFile if is_mount_root(&found)? => return self.upload_content(found, condition),
                     FileType::RegularFile => {}
-                    FileType::Symlink => return self.into_content(self.open(path, OFlags::PATH)?, condition),
+                    FileType::Symlink => return self.upload_content(self.open(path, OFlags::PATH)?, condition),
                     FileType::Directory if fstat(&found)?.st_dev == self.skeleton => return Err(FileError::ReadOnly),
                     _ => return Err(FileError::WrongKind),
                 },
@@ -111,7 +111,7 @@ impl View {
     }
 
     /// An upload that will become the content of what is there.
-    fn into_content(&self, target: OwnedFd, condition: Condition) -> Result<Upload> {
+    fn upload_content(&self, target: OwnedFd, condition: Condition) -> Result<Upload> {
         if kind(&fstat(&target)?) != FileType::RegularFile {
             return Err(FileError::WrongKind);
         }

@@ -102,6 +102,6 @@ impl Channel {
 
     /// The next whole frame that has been read.
     pub(super) fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, Closed> {
-        Ok(self.reader.next()?)
+        Ok(self.reader.next_frame()?)
     }
 }

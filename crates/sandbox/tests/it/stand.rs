@@ -48,7 +48,7 @@ fn smoke() {
             break;
         }
         reader.push(&buf[..got]);
-        while let Some(fact) = reader.next::<Fact>().unwrap() {
+        while let Some(fact) = reader.next_frame::<Fact>().unwrap() {
             eprintln!("{fact:?}");
         }
     }
