@@ -1,57 +1,95 @@
+//! One sandbox, from a view to its end, with a shell script as the agent.
+
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 
 use cloister_sandbox::confine::Limits;
-use cloister_sandbox::host::Host;
-use cloister_types::SessionId;
+use cloister_sandbox::host::{Host, HostError};
+use cloister_types::event::EventKind;
 use cloister_types::link::{Command, Fact, FrameReader, TurnLimits, TurnStart, encode};
 use cloister_types::model::{ModelSpec, Wire};
 use cloister_types::scope::FileAccess;
+use cloister_types::{ErrorCode, ResponseId, SessionId, WorkspacePath};
 
-#[test]
-fn smoke() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = dir.path().join("agent");
-    std::fs::write(&agent, "#!/bin/sh\n(id; ls -la . / /dev /etc /proc/self/fd; cat /proc/self/status /proc/self/mountinfo; cat /proc/self/cgroup; ls -la /opt/sandbox/bin; touch x; ls -la) >/tmp/out 2>&1\ncat /tmp/out > .memory/out; exit 3\n").unwrap();
-    std::fs::set_permissions(&agent, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let workspace = dir.path().join("workspace");
-    let host = Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &agent, &workspace).unwrap();
-    let session = SessionId::from_random([1; 6]);
-    let view = host.view(&session, &FileAccess { read: vec![], write: vec!["a/b".into()] }).unwrap();
-    let t = std::time::Instant::now();
-    let mut launched = host.launch(&session, &view, &Limits::default()).unwrap();
-    eprintln!("launch {:?} {:?}", t.elapsed(), launched.enforced);
-    let start = TurnStart {
+fn host(folder: &std::path::Path, agent: &str) -> Host {
+    let path = folder.join("agent");
+    std::fs::write(&path, agent).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &path, &folder.join("workspace")).unwrap()
+}
+
+fn start(session: &SessionId) -> TurnStart {
+    let model = ModelSpec {
+        name: "m".into(),
+        wire: Wire::AnthropicMessages,
+        upstream_model: "m".into(),
+        max_output_tokens: 1,
+        thinking_tokens: None,
+    };
+    TurnStart {
         session_id: session.clone(),
-        response_id: cloister_types::ResponseId::from_random([2; 12]),
+        response_id: ResponseId::from_random([2; 12]),
         next_seq: 1,
-        model: ModelSpec {
-            name: "m".into(),
-            wire: Wire::AnthropicMessages,
-            upstream_model: "m".into(),
-            max_output_tokens: 1,
-            thinking_tokens: None,
-        },
+        model,
         model_url: String::new(),
         scripted: false,
         limits: TurnLimits { steps: 1, tokens: 1, time_ms: 5000 },
         context: String::new(),
         memory_hint: true,
-        conversation: vec![],
-    };
-    launched.link.write_all(&encode(&Command::Start(Box::new(start))).unwrap()).unwrap();
-    let mut reader = FrameReader::default();
-    let mut buf = [0; 4096];
+        conversation: Vec::new(),
+    }
+}
+
+#[test]
+fn an_agent_runs_in_its_view_and_its_death_ends_the_turn_and_the_sandbox() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), "#!/bin/sh\n(ls; id -u) > .memory/out; echo last words >&2\nexit 3\n");
+    let session = SessionId::from_random([1; 6]);
+    let view = host.view(&session, &FileAccess { read: vec![], write: vec!["a/b".into()] }).unwrap();
+    let mut launched = host.launch(&session, &view, &Limits::default()).unwrap();
+    launched.link.write_all(&encode(&Command::Start(Box::new(start(&session)))).unwrap()).unwrap();
+    let (mut reader, mut facts, mut buffer) = (FrameReader::default(), Vec::new(), [0; 4096]);
     loop {
-        let got = launched.link.read(&mut buf).unwrap();
-        if got == 0 {
-            break;
+        match launched.link.read(&mut buffer).unwrap() {
+            0 => break,
+            got => reader.push(&buffer[..got]),
         }
-        reader.push(&buf[..got]);
         while let Some(fact) = reader.next_frame::<Fact>().unwrap() {
-            eprintln!("{fact:?}");
+            facts.push(fact);
         }
     }
-    eprintln!("{}", std::fs::read_to_string(workspace.join(".memory/out")).unwrap());
-    eprintln!("{:?}", view.read(&cloister_types::WorkspacePath::ROOT));
+    // The link has closed: the supervisor has ended, and everything with it.
+    let [Fact::Event { seq: 1, kind: EventKind::MessageError, data, .. }, Fact::Ended { sandbox_gone: true, .. }] =
+        &facts[..]
+    else {
+        panic!("{facts:?}");
+    };
+    assert!(data.contains(ErrorCode::AgentDied.as_str()) && data.contains("exit status 3"), "{data}");
+    assert!(data.contains("last words"), "{data}");
+    let out = std::fs::read_to_string(folder.path().join("workspace/.memory/out")).unwrap();
+    assert_eq!(out, "a\n1000\n");
+    // The view outlives the sandbox.
+    let path = WorkspacePath::parse(b".memory/out").unwrap();
+    assert_eq!(view.read_small(&path, 100).unwrap().unwrap(), out.as_bytes());
+}
+
+#[test]
+fn a_scope_through_a_link_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), "#!/bin/sh\n");
+    let session = SessionId::from_random([1; 6]);
+    std::os::unix::fs::symlink("/etc", folder.path().join("workspace/link")).unwrap();
+    let refused = host.view(&session, &FileAccess { read: vec!["link".into()], write: vec![] });
+    assert!(matches!(refused, Err(HostError::Scope(message)) if message.contains("symbolic link")));
+}
+
+#[test]
+fn a_missing_executable_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("nothing");
+    let error = Host::start(&missing, &missing, &folder.path().join("workspace")).err().unwrap();
+    assert!(error.to_string().contains("nothing"), "{error}");
+    let error =
+        Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &missing, &folder.path().join("workspace"));
+    assert!(error.err().unwrap().to_string().contains("open the agent"));
 }
