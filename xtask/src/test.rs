@@ -5,9 +5,9 @@ use std::time::Instant;
 use crate::run::{Outcome, cargo, done, install};
 use crate::{leftovers, tidy};
 
-/// `unicode-data`: the real data set of a test; the rest are tools that tests
-/// call from inside a sandbox or as a client.
-const PACKAGES: [&str; 4] = ["curl", "gawk", "python3", "unicode-data"];
+/// `unicode-data` is the real data set of a test; probes are Python; `procps`
+/// finds processes.
+const PACKAGES: [&str; 3] = ["procps", "python3", "unicode-data"];
 
 pub(crate) fn run() -> Outcome {
     install(&PACKAGES)?;

@@ -29,7 +29,6 @@ pub(crate) const PAGES: &[(&str, &str)] = &[
     ("model_refusal", include_str!("../../../docs/errors/model_refusal.md")),
     ("agent_died", include_str!("../../../docs/errors/agent_died.md")),
     ("interrupted", include_str!("../../../docs/errors/interrupted.md")),
-    ("session_deleted", include_str!("../../../docs/errors/session_deleted.md")),
 ];
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ const SCRIPTED: [(&str, Wire, &str); 2] =
 /// What kept it from starting.
 pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), ServerError> {
     // From the first moment on, so that an early signal is not lost.
-    let stop = stop_signal();
+    let stop = stop_signal()?;
     tokio::pin!(stop);
     let mut config = match &options.config {
         Some(path) => Config::read(path)?,
@@ -66,7 +66,7 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
         }
         announce(&url, key.reveal());
         listen::serve(listener, None, tenant.router.clone(), async {
-            let _ = stop.await;
+            stop.await;
             // While connections still stand, so that streams see their end.
             tenant.shut_down().await;
         })

@@ -29,7 +29,7 @@ pub struct Serve {
 /// # Errors
 /// What kept it from starting: plain HTTP on anything but loopback, say.
 pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), ServerError> {
-    let stop = stop_signal();
+    let stop = stop_signal()?;
     tokio::pin!(stop);
     let config = Config::read(&options.config)?;
     let address = options.listen.unwrap_or(config.listen);
@@ -56,7 +56,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let scheme = if acceptor.is_some() { "https" } else { "http" };
     announce(&format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?));
     listen::serve(listener, acceptor, tenant.router.clone(), async {
-        let _ = stop.await;
+        stop.await;
         tenant.shut_down().await;
     })
     .await;

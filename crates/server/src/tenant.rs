@@ -117,14 +117,16 @@ pub fn settle() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-/// Resolves at the first request to stop.
-pub(crate) async fn stop_signal() -> std::io::Result<()> {
+/// Listens for requests to stop from this call on, not from the first poll of
+/// what it returns: an early signal must not end the process by itself.
+pub(crate) fn stop_signal() -> Result<impl Future<Output = ()>, ServerError> {
     use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::start("listen for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::start("listen for SIGINT"))?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

@@ -66,7 +66,10 @@ impl Sessions {
             let sandbox = self.launch(&session, view, slot).await?;
             session.inner.lock().await.sandbox = Some(sandbox);
         }
-        self.store.add_session(session.stored.clone()).await?;
+        if let Err(error) = self.store.add_session(session.stored.clone()).await {
+            self.gateway.detach(&session.stored.id);
+            return Err(error.into());
+        }
         self.insert(session.clone());
         self.record(&session).await
     }

@@ -111,7 +111,10 @@ impl Sessions {
             }
         }
         let Some((_, session)) = oldest else { return false };
-        let Some(sandbox) = session.inner.lock().await.sandbox.take() else { return false };
+        // Never waited for: its own message may want our place in turn.
+        let Some(sandbox) = session.inner.try_lock().ok().and_then(|mut inner| inner.sandbox.take()) else {
+            return true;
+        };
         self.put_to_sleep(&session, sandbox).await;
         true
     }

@@ -135,7 +135,7 @@ impl Sessions {
                         return Ended { sandbox: None, next };
                     }
                     told = true;
-                    let command = Command::Cancel { response_id: turn.clone(), deleted: false };
+                    let command = Command::Cancel { response_id: turn.clone() };
                     // If the supervisor is gone, the next read says so.
                     let _ = sandbox.command(&command).await;
                     continue;

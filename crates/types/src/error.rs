@@ -113,8 +113,6 @@ codes! {
     AgentDied = "agent_died", 500, Ours, true;
     /// The server was killed or stopped in the middle of the turn.
     Interrupted = "interrupted", 500, Ours, true;
-    /// The session was deleted in the middle of the turn.
-    SessionDeleted = "session_deleted", 404, Client, false;
 }
 
 impl From<ErrorCode> for &'static str {

@@ -144,8 +144,6 @@ pub enum Command {
     Cancel {
         /// Which one: a late cancel must not hit the next turn.
         response_id: ResponseId,
-        /// Is the session itself going away?
-        deleted: bool,
     },
     /// End the sandbox and everything in it.
     Stop,

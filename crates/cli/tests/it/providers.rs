@@ -292,3 +292,56 @@ async fn a_provider_that_is_not_there_is_said_clearly() {
     assert!(last["error"].as_str().unwrap().contains("no usable key"), "{last}");
     assert!(!last["error"].as_str().unwrap().contains("absent"), "paths of the operator stay with the operator");
 }
+
+/// Recorded streams that lie beside the project, where they do, through the
+/// whole stack: whatever a provider once sent, the turn ends, in order.
+#[tokio::test]
+async fn recorded_streams_end_their_turns_properly() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/fixtures/provider-streams");
+    let Ok(files) = std::fs::read_dir(folder) else {
+        eprintln!("SKIPPED: no recorded provider streams beside the project");
+        return;
+    };
+    let mut providers = Vec::new();
+    let mut config = String::new();
+    for file in files.flatten() {
+        let name = file.file_name().to_string_lossy().trim_end_matches(".sse").to_owned();
+        let (wire, suffix, good) = match name.split('-').next() {
+            Some("anthropic") => ("anthropic-messages", "", anthropic(&anthropic_text("the end"))),
+            Some("chat") => ("openai-chat", "/v1", chat(&chat_text("the end"))),
+            _ => continue,
+        };
+        let recorded = Reply { piece: 7, ..Reply::stream(std::fs::read(file.path()).unwrap()) };
+        let provider = Provider::start(vec![recorded, Reply::stream(good)]).await;
+        config.push_str(&format!(
+            "[[model]]\nname = '{name}'\nwire = '{wire}'\nbase_url = '{}{suffix}'\nallow_private = true\n",
+            provider.url
+        ));
+        providers.push((name, provider));
+    }
+    let stack = Stack::with(Options { config: Some(config), ..Options::default() }).await;
+    for (name, provider) in &providers {
+        let session = stack.session_with(json!({"model": name})).await.id;
+        let turn = Turn::collect(stack.client.message(&session, "work", None).await.unwrap()).await;
+        let last = &turn.events.last().unwrap().data;
+        match turn.end() {
+            EventKind::MessageCompleted => {}
+            EventKind::MessageError => assert!(last["code"].as_str().unwrap().starts_with("model_"), "{name}: {last}"),
+            other => panic!("{name}: {other}"),
+        }
+        let count = |kind| turn.of(kind).len();
+        assert_eq!(count(EventKind::TextStart), count(EventKind::TextStop), "{name}");
+        assert_eq!(count(EventKind::ThinkingStart), count(EventKind::ThinkingStop), "{name}");
+        assert_eq!(count(EventKind::ToolUseStart), count(EventKind::ToolUseStop), "{name}");
+        // Every call that was announced as running has its one result.
+        for call in turn.of(EventKind::ToolUseExecuting) {
+            let results =
+                turn.of(EventKind::ToolResult).into_iter().filter(|event| event.data["id"] == call.data["id"]);
+            let discarded = count(EventKind::AttemptDiscarded) > 0;
+            assert!(results.count() == 1 || discarded, "{name}: call {}", call.data["id"]);
+        }
+        assert!((1..=3).contains(&provider.received().len()), "{name}");
+        stack.client.delete(&session).await.unwrap();
+    }
+    assert!(providers.len() > 40, "{} streams", providers.len());
+}

@@ -58,6 +58,14 @@ async fn sigterm_ends_everything_with_status_0_and_a_terminal_event() {
 }
 
 #[tokio::test]
+async fn sigterm_at_the_very_first_moment_ends_with_status_0_too() {
+    for _ in 0..5 {
+        let mut stack = Stack::start().await;
+        assert_eq!(stack.terminate().await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_killed_server_leaves_nothing_running_and_no_turn_open() {
     let stack = Stack::start().await;
     let session = stack.session().await;

@@ -170,13 +170,13 @@ impl Supervisor {
         while let Some(command) = self.link.next::<Command>()? {
             match command {
                 Command::Start(start) => self.start(*start)?,
-                Command::Cancel { response_id, .. } => {
+                Command::Cancel { response_id } => {
                     if let Some(live) =
                         self.live.as_mut().filter(|live| *live.turn.id() == response_id && live.cancelled.is_none())
                     {
                         live.cancelled = Some(Instant::now());
                         // An agent that does not listen is ended after the grace.
-                        let _ = live.agent.send(&Command::Cancel { response_id, deleted: false });
+                        let _ = live.agent.send(&Command::Cancel { response_id });
                     }
                 }
                 Command::Stop => self.dead = true,

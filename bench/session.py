@@ -1,0 +1,189 @@
+"""Measures Cloister as its clients feel it, beside bwrap and a plain process.
+
+Run by `cargo xtask bench`, which builds a release first. Speaks to loopback
+only, ends by itself, and ends what it started. Prints a Markdown table; the
+rounds of all contestants alternate, so that a busy machine is busy for all.
+"""
+
+import http.client, json, os, re, shutil, signal, statistics, subprocess, sys, tempfile, time
+
+ROUNDS = int(os.environ.get("ROUNDS", "200"))
+BIN = sys.argv[1]
+
+
+def quantiles(values):
+    values = sorted(values)
+    return statistics.median(values), values[min(len(values) - 1, int(len(values) * 0.99))]
+
+
+class Server:
+    """A `cloister dev` of our own."""
+
+    def __init__(self, config=""):
+        self.folder = tempfile.mkdtemp(prefix="cloister-bench-")
+        ready = os.path.join(self.folder, "ready")
+        with open(os.path.join(self.folder, "config.toml"), "w") as f:
+            f.write("[limits]\nlive_sessions = 2000\n" + config)
+        begun = time.perf_counter()
+        self.process = subprocess.Popen(
+            [os.path.join(BIN, "cloister"), "dev", "--listen", "127.0.0.1:0", "--data", os.path.join(self.folder, "data"),
+             "--config", os.path.join(self.folder, "config.toml"), "--ready-file", ready],
+            stderr=subprocess.DEVNULL)
+        while not os.path.exists(ready):
+            time.sleep(0.001)
+        self.ready_after = time.perf_counter() - begun
+        known = json.load(open(ready))
+        self.host = known["url"].split("//")[1]
+        self.headers = {"Authorization": "Bearer " + known["key"], "Content-Type": "application/json"}
+        self.connection = http.client.HTTPConnection(self.host)
+
+    def call(self, method, path, body=None):
+        self.connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+        answer = self.connection.getresponse()
+        data = answer.read()
+        assert answer.status < 300, (answer.status, data)
+        return json.loads(data) if data else None
+
+    def turn(self, session, lines):
+        """Sends a script; yields (arrival, event name, data)."""
+        message = "```script\n" + "\n".join(json.dumps(line) for line in lines) + "\n```"
+        connection = http.client.HTTPConnection(self.host)
+        connection.request("POST", f"/v1/sessions/{session}/messages", json.dumps({"message": message}), self.headers)
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        name = None
+        while True:
+            line = answer.readline()
+            if not line:
+                break
+            if line.startswith(b"event: "):
+                name = line[7:].strip().decode()
+            elif line.startswith(b"data: "):
+                yield time.time(), name, json.loads(line[6:])
+        connection.close()
+
+    def processes(self):
+        """All pids below the server, itself included."""
+        parents = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                stat = open(f"/proc/{pid}/stat").read()
+                parents.setdefault(int(stat.rsplit(")", 1)[1].split()[1]), []).append(int(pid))
+            except OSError:
+                pass
+        found = [self.process.pid]
+        for pid in found:
+            found += parents.get(pid, [])
+        return found
+
+    def memory(self):
+        """Proportional set size of all its processes, in KiB."""
+        total = 0
+        for pid in self.processes():
+            try:
+                total += int(re.search(r"Pss:\s+(\d+)", open(f"/proc/{pid}/smaps_rollup").read()).group(1))
+            except (OSError, AttributeError):
+                pass
+        return total
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(30) == 0
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def bwrap():
+    links = [a for name in ("bin", "lib", "lib64", "sbin") if os.path.islink("/" + name) for a in ("--symlink", os.readlink("/" + name), "/" + name)]
+    return ["bwrap", "--unshare-all", "--ro-bind", "/usr", "/usr", *links, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp",
+            "--bind", tempfile.gettempdir(), "/work", "--die-with-parent", "true"]
+
+
+def timed(f):
+    begun = time.perf_counter()
+    f()
+    return (time.perf_counter() - begun) * 1000
+
+
+def row(what, values):
+    p50, p99 = quantiles(values)
+    print(f"| {what} | {p50:.2f} | {p99:.2f} |", flush=True)
+    return p50
+
+
+def slab():
+    text = open("/proc/meminfo").read()
+    return sum(int(re.search(name + r":\s+(\d+)", text).group(1)) for name in ("Slab", "KernelStack", "PageTables", "Percpu"))
+
+
+def main():
+    server = Server()
+    time.sleep(0.5)
+    idle = server.memory()
+    create, first, whole, delete, boxed, plain = [], [], [], [], [], []
+    contestant = bwrap()
+    with_bwrap = shutil.which("bwrap") is not None
+    for n in range(ROUNDS + 5):
+        begun = time.perf_counter()
+        session = server.call("POST", "/v1/sessions", {"file_access": {"write": ["a"], "read": ["b"]}})["id"]
+        created = time.perf_counter()
+        stream = server.turn(session, [{"say": "hi"}])
+        next(stream)
+        seen = time.perf_counter()
+        for _ in stream:
+            pass
+        done = time.perf_counter()
+        gone = timed(lambda: server.call("DELETE", f"/v1/sessions/{session}"))
+        box = timed(lambda: subprocess.run(contestant, check=True)) if with_bwrap else 0.0
+        bare = timed(lambda: subprocess.run(["true"], check=True))
+        if n >= 5:
+            create.append((created - begun) * 1000)
+            first.append((seen - begun) * 1000)
+            whole.append((done - begun) * 1000)
+            delete.append(gone)
+            boxed.append(box)
+            plain.append(bare)
+
+    session = server.call("POST", "/v1/sessions", {})["id"]
+    steps, lag, spawned = [], [], []
+    for _ in range(10):
+        lines = [{"tool": "bash", "input": {"command": "date +%s.%N"}} for _ in range(20)]
+        begun = time.perf_counter()
+        for arrival, name, data in server.turn(session, lines):
+            if name == "tool_result":
+                lag.append((arrival - float(data["content"])) * 1000)
+        steps.append((time.perf_counter() - begun) * 1000 / 20)
+        spawned += [timed(lambda: subprocess.run(["bash", "-c", "date +%s.%N"], check=True, stdout=subprocess.DEVNULL)) for _ in range(20)]
+
+    many = 100
+    server.call("DELETE", "/v1/sessions?status=idle")
+    time.sleep(3)
+    before, kernel = server.memory(), slab()
+    for _ in range(many):
+        server.call("POST", "/v1/sessions", {})
+    time.sleep(1)
+    user_each, kernel_each = (server.memory() - before) / many, (slab() - kernel) / many
+    ready = [server.ready_after]
+    server.stop()
+    for _ in range(4):
+        again = Server()
+        ready.append(again.ready_after)
+        again.stop()
+
+    print("\n| ms | p50 | p99 |\n|---|---|---|")
+    row("create a session (scope of two paths, sandbox started), over HTTP", create)
+    a = row("create a session to first event", first)
+    row("create a session to the end of its first turn (model call through egress)", whole)
+    row("delete a session", delete)
+    if with_bwrap:
+        b = row("bwrap: all namespaces, /usr, proc, dev, tmp, one bind; run true", boxed)
+    c = row("a plain process: run true", plain)
+    row("20 tool calls in one turn, each step (model call, bash, durable events)", steps)
+    row("bash -c date, plain, for comparison", spawned)
+    row("tool's end to its event at the client", lag)
+    print(f"\n* create to first event is {a / b:.1f} times one bwrap, {a / c:.1f} times a plain process" if with_bwrap else "")
+    print(f"* server ready after {statistics.median(ready) * 1000:.0f} ms (median of 5)")
+    print(f"* idle server, all roles: {idle / 1024:.1f} MiB (proportional set size)")
+    print(f"* a live idle session: {user_each:.0f} KiB of processes, {kernel_each:.0f} KiB of kernel memory; asleep: no process")
+
+
+main()
