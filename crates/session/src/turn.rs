@@ -181,6 +181,8 @@ impl Sessions {
                 if inner.state.is_cancelling() && finish.status != TurnStatus::Cancelled {
                     *last = cancelled_event(turn, next - 1, model.scripted);
                     *finish = finished(Outcome::Cancelled, Usage::default(), String::new());
+                    // As after any cancel, nothing of the turn stays at work.
+                    sandbox_gone = true;
                 }
             }
             if let Err(error) = self.store.append(turn, std::mem::take(&mut items), finish).await {
