@@ -11,10 +11,26 @@ pub(crate) fn write() -> Outcome {
     done(
         cargo(&["test", "--quiet", "-p", "cloister-api", "--test", "it", "openapi"]).env("CLOISTER_WRITE_OPENAPI", "1"),
     )?;
+    std::fs::write(root().join(REFERENCE), from_document()?).map_err(|error| error.to_string())
+}
+
+const REFERENCE: &str = "docs/api.md";
+
+/// Fails if the reference is not what the document makes.
+pub(crate) fn check() -> Outcome {
+    let committed = std::fs::read_to_string(root().join(REFERENCE)).unwrap_or_default();
+    if committed == from_document()? {
+        Ok(())
+    } else {
+        Err(format!("{REFERENCE} has drifted from openapi/v1.json; write it again with: cargo xtask openapi"))
+    }
+}
+
+fn from_document() -> Result<String, String> {
     let path = root().join("openapi/v1.json");
     let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let document: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    std::fs::write(root().join("docs/api.md"), reference(&document)).map_err(|error| error.to_string())
+    Ok(reference(&document))
 }
 
 fn reference(document: &Value) -> String {

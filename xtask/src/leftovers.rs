@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::run::Outcome;
+use crate::run::{Outcome, target};
 
 /// How long the kernel may take to clean up behind killed sandboxes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,6 +18,10 @@ pub(crate) fn list() -> BTreeSet<String> {
         let name = entry.file_name();
         let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
         let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        // Only what tests started: somebody may be using Cloister meanwhile.
+        if !is_of_tests(&fs::read_link(entry.path().join("exe")).unwrap_or_default()) {
+            continue;
+        }
         // A zombie has ended; its parent, the machine's first process, is late.
         let ended = fs::read_to_string(entry.path().join("stat")).unwrap_or_default().contains(") Z ");
         if command.starts_with("cloister") && !ended {
@@ -25,7 +29,7 @@ pub(crate) fn list() -> BTreeSet<String> {
         }
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    found.extend(mounts.lines().filter(|line| line.contains("cloister")).map(|line| format!("mount {line}")));
+    found.extend(mounts.lines().filter(|line| line.contains("/testkit-")).map(|line| format!("mount {line}")));
     groups(Path::new("/sys/fs/cgroup"), 6, &mut found);
     found
 }
@@ -35,12 +39,22 @@ fn groups(folder: &Path, depth: usize, found: &mut BTreeSet<String>) {
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        if entry.file_name().to_string_lossy().starts_with("cloister") {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(spawner) = name.strip_prefix("cloister-") {
+            let executable = fs::read_link(format!("/proc/{spawner}/exe"));
+            if executable.is_ok_and(|path| !is_of_tests(&path)) {
+                continue;
+            }
             found.insert(format!("control group {}", entry.path().display()));
         } else if depth > 0 {
             groups(&entry.path(), depth - 1, found);
         }
     }
+}
+
+/// Tests run copies in folders of their own, or what was just built.
+fn is_of_tests(executable: &Path) -> bool {
+    executable.to_string_lossy().contains("/testkit-") || executable.starts_with(target())
 }
 
 /// Fails if anything exists that did not exist before.

@@ -1,9 +1,11 @@
 //! Everything that CI runs.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Instant;
 
 use crate::run::{Outcome, cargo, done, install};
-use crate::{leftovers, tidy};
+use crate::{docs, leftovers, tidy};
 
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
 /// finds processes.
@@ -16,13 +18,17 @@ pub(crate) fn run() -> Outcome {
     doc.env("RUSTDOCFLAGS", "-D warnings");
     step("format", done(&mut cargo(&["fmt", "--all", "--", "--check"])))?;
     step("tidy", tidy::run())?;
+    step("reference", docs::check())?;
     step("build", done(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
-    step("lints", done(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])))?;
+    let clippy = &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    step("lints", done(&mut cargo(clippy)))?;
     step("docs", done(&mut doc))?;
     let before = leftovers::list();
-    step("tests", done(&mut cargo(&["test", "--workspace"])))?;
+    let mut count = Count::default();
+    step("tests", tests(&mut count))?;
     step("nothing left behind", leftovers::check(&before))?;
     eprintln!("xtask: all of it passed in {} s", began.elapsed().as_secs());
+    println!("{} passed, {} failed", count.passed, count.failed);
     Ok(())
 }
 
@@ -32,4 +38,34 @@ fn step(name: &str, outcome: Outcome) -> Outcome {
         Err(_) => eprintln!("xtask: {name}: FAILED"),
     }
     outcome
+}
+
+/// What all test programs together say.
+#[derive(Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+/// Runs all tests, shows what they print, and adds up their results.
+fn tests(count: &mut Count) -> Outcome {
+    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()) {
+        let line = line.map_err(|error| error.to_string())?;
+        println!("{line}");
+        if let Some(result) = line.strip_prefix("test result: ") {
+            let number = |word: &str| -> u64 {
+                let before = result.split(word).next().unwrap_or_default();
+                before.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or_default()
+            };
+            count.passed += number(" passed;");
+            count.failed += number(" failed;");
+        }
+    }
+    let status = child.wait().map_err(|error| error.to_string())?;
+    if !status.success() || count.failed > 0 {
+        return Err(format!("{} tests failed ({status})", count.failed));
+    }
+    if count.passed == 0 { Err("no test ran".into()) } else { Ok(()) }
 }

@@ -24,6 +24,8 @@ pub(crate) type Body = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 const CONNECT: Duration = Duration::from_secs(10);
 /// Bytes of a model call.
 const REQUEST_BODY: usize = 64 << 20;
+/// How long it may take to arrive: it comes over loopback.
+const REQUEST_TIME: Duration = Duration::from_secs(60);
 /// Bytes of an error's body that are passed on.
 const ERROR_BODY: usize = 64 << 10;
 /// What a session may say about its call, besides the body.
@@ -102,9 +104,14 @@ async fn forward(
     headers.extend(credential.headers.iter().cloned());
     // Whole, so that it goes out with its length: not every provider takes
     // chunks.
-    let body = Limited::new(request.into_body(), REQUEST_BODY).collect().await;
-    let body =
-        body.map_err(|_| (StatusCode::PAYLOAD_TOO_LARGE, "the model call is too large, or broke off".to_owned()))?;
+    let whole = Limited::new(request.into_body(), REQUEST_BODY).collect();
+    let body = match tokio::time::timeout(REQUEST_TIME, whole).await {
+        Ok(Ok(body)) => body,
+        _ => {
+            let message = "the model call is too large, too slow, or broke off";
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, message.to_owned()));
+        }
+    };
     let body = body.to_bytes();
     let sent = session.tenant.clients.for_upstream(upstream).post(url).headers(headers).body(body).send().await;
     let answer = sent.map_err(|error| {
