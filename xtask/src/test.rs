@@ -1,6 +1,8 @@
 //! Everything that CI runs.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -25,7 +27,7 @@ pub(crate) fn run() -> Outcome {
     step("docs", done(&mut doc))?;
     let before = leftovers::list();
     let mut count = Count::default();
-    step("tests", tests(&mut count))?;
+    step("tests", in_folder_of_its_own(&mut count))?;
     step("nothing left behind", leftovers::check(&before))?;
     eprintln!("xtask: all of it passed in {} s", began.elapsed().as_secs());
     println!("{} passed, {} failed", count.passed, count.failed);
@@ -47,9 +49,22 @@ struct Count {
     failed: u64,
 }
 
+/// Gives the tests a folder for their files, which any user may enter, and
+/// takes it away again.
+fn in_folder_of_its_own(count: &mut Count) -> Outcome {
+    let folder = std::env::temp_dir().join(format!("testkit-run-{}", std::process::id()));
+    let made = std::fs::DirBuilder::new().mode(0o777).create(&folder);
+    let opened = made.and_then(|()| std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o1777)));
+    opened.map_err(|error| format!("{}: {error}", folder.display()))?;
+    let outcome = tests(count, &folder);
+    let _ = std::fs::remove_dir_all(&folder);
+    outcome
+}
+
 /// Runs all tests, shows what they print, and adds up their results.
-fn tests(count: &mut Count) -> Outcome {
+fn tests(count: &mut Count, folder: &Path) -> Outcome {
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    command.env("TMPDIR", folder);
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()) {
         let line = line.map_err(|error| error.to_string())?;
