@@ -37,6 +37,7 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) retry_after: Option<Duration>,
     body: Incoming,
+    begun: bool,
 }
 
 /// Posts `body` to `url`; `key` stays the same over repetitions of one call.
@@ -62,21 +63,37 @@ pub(crate) async fn post(url: &str, key: &str, body: Vec<u8>) -> Result<Reply, H
         .await
         .map_err(|_| HttpError::Idle(FIRST_BYTE))?;
     let response = response.map_err(transport)?;
-    Ok(Reply { status: response.status().as_u16(), retry_after: retry_after(&response), body: response.into_body() })
+    Ok(Reply {
+        status: response.status().as_u16(),
+        retry_after: retry_after(&response),
+        body: response.into_body(),
+        begun: false,
+    })
 }
 
-/// `retry-after-ms` and `retry-after` in seconds; dates are not worth it here.
+/// `retry-after-ms`, or `retry-after` in seconds or as a date; at most a day.
 fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
-    let number = |name: &str| response.headers().get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after"))?;
-    (0.0..86_400.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
+    const DAY: Duration = Duration::from_secs(86_400);
+    let text = |name: &str| response.headers().get(name)?.to_str().ok().map(str::trim);
+    let seconds = |text: &str| text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let milliseconds = text("retry-after-ms").and_then(seconds).map(|amount| amount / 1000);
+    let date = |text: &str| {
+        let date = httpdate::parse_http_date(text).ok()?;
+        Some(date.duration_since(std::time::SystemTime::now()).unwrap_or_default())
+    };
+    let delay = milliseconds.or_else(|| text("retry-after").and_then(|text| seconds(text).or_else(|| date(text))));
+    delay.filter(|delay| *delay < DAY)
 }
 
 impl Reply {
     /// The next bytes; `None` at the clean end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
         loop {
-            let frame = tokio::time::timeout(IDLE, self.body.frame()).await.map_err(|_| HttpError::Idle(IDLE))?;
+            // Some servers send their headers at once and think then.
+            let patience = if self.begun { IDLE } else { FIRST_BYTE };
+            let frame = tokio::time::timeout(patience, self.body.frame()).await;
+            let frame = frame.map_err(|_| HttpError::Idle(patience))?;
+            self.begun = true;
             match frame {
                 None => return Ok(None),
                 Some(Err(error)) => return Err(transport(error)),

@@ -58,13 +58,12 @@ pub(crate) async fn call(
     partial: &mut String,
 ) -> Result<Answer, CallError> {
     let url = format!("{}/{}{}", start.model_url.trim_end_matches('/'), start.model.name, start.model.wire.path());
-    let key = format!("{}-{step}", start.response_id);
     let bytes = body.to_string().into_bytes();
     let began = Instant::now();
     for attempt in 1.. {
         partial.clear();
         let mut shown = Shown { any: false, open: None, text: partial };
-        let failure = match try_once(facts, start, &url, &key, bytes.clone(), &mut shown).await? {
+        let failure = match try_once(facts, start, step, &url, bytes.clone(), &mut shown).await? {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,
         };
@@ -166,12 +165,14 @@ impl Shown<'_> {
 async fn try_once(
     facts: &mut Facts,
     start: &TurnStart,
+    step: u32,
     url: &str,
-    key: &str,
     body: Vec<u8>,
     shown: &mut Shown<'_>,
 ) -> std::io::Result<Result<Answer, Failure>> {
-    let mut reply = match http::post(url, key, body).await {
+    // The same for every attempt at this call, and for no other.
+    let key = format!("{}-{step}", start.response_id);
+    let mut reply = match http::post(url, &key, body).await {
         Ok(reply) => reply,
         Err(error @ HttpError::Address(_)) => {
             return Ok(Err(Failure { message: error.to_string(), retry: false, after: None }));
@@ -182,7 +183,7 @@ async fn try_once(
         return Ok(Err(refused(&mut reply).await));
     }
     let mut parser = sse::Parser::default();
-    let mut decoder = Decoder::new(start.model.wire);
+    let mut decoder = Decoder::new(start.model.wire, step);
     loop {
         match reply.chunk().await {
             Ok(Some(bytes)) => {

@@ -36,6 +36,22 @@ pub(crate) struct ServerArguments {
     pub(crate) data: Option<PathBuf>,
 }
 
+impl ServerArguments {
+    /// The flags that say which server, as they would be typed again. Never
+    /// the key, and nothing that the environment holds anyway.
+    pub(crate) fn as_typed(&self) -> String {
+        let from_environment = |name: &str| std::env::var_os(name).is_some();
+        let mut flags = String::new();
+        if let Some(url) = self.url.as_ref().filter(|_| !from_environment("CLOISTER_URL")) {
+            flags.push_str(&format!("--url {url} "));
+        }
+        if let Some(data) = self.data.as_ref().filter(|_| !from_environment("CLOISTER_DATA")) {
+            flags.push_str(&format!("--data {} ", data.display()));
+        }
+        flags
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start everything on loopback, with the scripted model.
@@ -186,8 +202,9 @@ pub(crate) enum FilesCommand {
         id: SessionId,
         /// The local file.
         from: PathBuf,
-        /// Where to put it, relative to the workspace.
-        path: String,
+        /// Where to put it, relative to the workspace; under its own name if
+        /// left out.
+        path: Option<String>,
     },
     /// Delete a file or an empty folder.
     Rm {

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let output = Output::new(arguments.json);
+    let output = Output::new(arguments.json, arguments.server.as_typed());
     let outcome = runtime.block_on(commands::run(arguments, output));
     // A blocking read must not hold up the end.
     runtime.shutdown_background();

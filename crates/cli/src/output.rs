@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use cloister_client::ClientError;
 use cloister_types::ErrorCode;
@@ -43,6 +44,9 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+/// Flags that the next command needs to reach the same server.
+static FLAGS: OnceLock<String> = OnceLock::new();
+
 /// How to print.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
@@ -51,7 +55,8 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(json: bool) -> Self {
+    pub(crate) fn new(json: bool, flags: String) -> Self {
+        FLAGS.get_or_init(|| flags);
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { json, colour: wanted && std::io::stderr().is_terminal() }
     }
@@ -92,8 +97,12 @@ impl Output {
         self.talk(&self.paint("2", line));
     }
 
-    /// What to do next: the last line.
+    /// What to do next: the last line, with the flags that found this server.
     pub(crate) fn next(self, command: &str) {
+        let command = match command.strip_prefix("cloister ") {
+            Some(rest) => format!("cloister {}{rest}", FLAGS.get().map_or("", String::as_str)),
+            None => command.to_owned(),
+        };
         self.talk(&format!("{} {command}", self.paint("1", "next:")));
     }
 

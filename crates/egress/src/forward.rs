@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::attach::Credential;
 use crate::control::Upstream;
+use crate::resolve::Only;
 use crate::rules::{self, is_public};
 use crate::serve::Session;
 
@@ -34,10 +35,14 @@ const REQUEST_HEADERS: [&str; 3] = ["accept", "content-type", "idempotency-key"]
 const RESPONSE_HEADERS: [HeaderName; 4] =
     [CONTENT_TYPE, RETRY_AFTER, HeaderName::from_static("retry-after-ms"), HeaderName::from_static("request-id")];
 
-/// The two ways to reach providers: any address, or public ones alone.
+/// The ways to reach providers.
 pub(crate) struct Clients {
+    /// Public addresses, TLS.
     public: reqwest::Client,
-    private: reqwest::Client,
+    /// Any address, TLS.
+    any: reqwest::Client,
+    /// Private addresses, in the clear.
+    clear: reqwest::Client,
 }
 
 impl Clients {
@@ -48,13 +53,18 @@ impl Clients {
             reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().connect_timeout(CONNECT)
         };
         Ok(Self {
-            public: builder().dns_resolver(crate::resolve::PublicOnly).https_only(true).build()?,
-            private: builder().build()?,
+            public: builder().dns_resolver(Only::Public).https_only(true).build()?,
+            any: builder().https_only(true).build()?,
+            clear: builder().dns_resolver(Only::Private).build()?,
         })
     }
 
     fn for_upstream(&self, upstream: &Upstream) -> &reqwest::Client {
-        if upstream.allow_private { &self.private } else { &self.public }
+        match (upstream.allow_private, upstream.base_url.starts_with("https:")) {
+            (false, _) => &self.public,
+            (true, true) => &self.any,
+            (true, false) => &self.clear,
+        }
     }
 }
 

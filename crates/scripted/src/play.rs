@@ -14,19 +14,22 @@ use crate::script::{self, Call, Line, Script};
 pub(crate) enum Block {
     Text(String),
     Thinking(String),
-    Call { id: String, call: Call },
+    Call {
+        id: String,
+        call: Call,
+    },
+    /// Milliseconds of silence, in the middle of the stream.
+    Pause(u64),
+    /// The connection is dropped here; what follows is never sent.
+    Cut,
 }
 
 /// An answer to stream.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Answer {
     pub(crate) blocks: Vec<Block>,
-    /// Milliseconds before the first block.
-    pub(crate) delay_ms: u64,
     /// Milliseconds between deltas: a demo should be seen to stream.
     pub(crate) pace_ms: u64,
-    /// Drop the connection in the middle.
-    pub(crate) cut: bool,
 }
 
 /// What to do with a request.
@@ -85,13 +88,19 @@ pub(crate) fn play(conversation: &Conversation, call: &str, attempts: &Attempts)
             _ if !due => {}
             Line::Say(text) => answer.blocks.push(Block::Text(text.clone())),
             Line::Think(text) => answer.blocks.push(Block::Thinking(text.clone())),
-            Line::Sleep(ms) => answer.delay_ms += ms,
+            Line::Sleep(ms) => answer.blocks.push(Block::Pause(*ms)),
+            // Faults come one by one: what lies behind a cut is not due yet.
+            Line::Fail { .. } | Line::Cut if answer.blocks.contains(&Block::Cut) => {}
             Line::Fail { status, times, retry_after } => {
                 if attempts.next(call, index) <= *times {
                     return Play::Fail { status: *status, retry_after: *retry_after };
                 }
             }
-            Line::Cut => answer.cut |= attempts.next(call, index) == 1,
+            Line::Cut => {
+                if attempts.next(call, index) == 1 {
+                    answer.blocks.push(Block::Cut);
+                }
+            }
             Line::Expect(pattern) => {
                 if let Err(why) = expect(pattern, &conversation.last_result) {
                     answer.blocks.push(Block::Text(why));
@@ -135,6 +144,8 @@ mod tests {
             .map(|block| match block {
                 Block::Text(text) | Block::Thinking(text) => text.clone(),
                 Block::Call { call, .. } => format!("<{}>", call.tool),
+                Block::Pause(ms) => format!("<{ms} ms>"),
+                Block::Cut => "<cut>".into(),
             })
             .collect()
     }
@@ -156,7 +167,14 @@ mod tests {
         let script = "{\"fail\":529,\"times\":2}\n{\"cut\":true}\n{\"say\":\"a\"}";
         assert_eq!(at(script, 0, "", &attempts), Play::Fail { status: 529, retry_after: None });
         assert_eq!(at(script, 0, "", &attempts), Play::Fail { status: 529, retry_after: None });
-        assert!(matches!(at(script, 0, "", &attempts), Play::Answer(Answer { cut: true, .. })));
-        assert!(matches!(at(script, 0, "", &attempts), Play::Answer(Answer { cut: false, .. })));
+        let cut = |play: &Play| matches!(play, Play::Answer(answer) if answer.blocks.contains(&Block::Cut));
+        assert!(cut(&at(script, 0, "", &attempts)));
+        assert!(!cut(&at(script, 0, "", &attempts)));
+        // In the order of their lines, each on its own attempt.
+        let script = "{\"cut\":true}\n{\"fail\":500}\n{\"say\":\"a\"}";
+        let attempts = Attempts::default();
+        assert!(cut(&at(script, 0, "", &attempts)));
+        assert_eq!(at(script, 0, "", &attempts), Play::Fail { status: 500, retry_after: None });
+        assert!(!cut(&at(script, 0, "", &attempts)));
     }
 }

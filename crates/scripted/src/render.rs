@@ -20,6 +20,13 @@ const BEFORE_CUT: Duration = Duration::from_millis(20);
 /// Characters of one delta.
 const DELTA: usize = 24;
 
+/// A step of a stream.
+enum Step {
+    Send(String),
+    Pause(Duration),
+    Cut,
+}
+
 /// Streams the answer; a cut ends with an error, which drops the connection.
 pub(crate) fn stream(
     wire: Wire,
@@ -27,32 +34,40 @@ pub(crate) fn stream(
     model: String,
     input_tokens: u64,
 ) -> impl Stream<Item = std::io::Result<Bytes>> {
-    let (delay, pace) = (Duration::from_millis(answer.delay_ms), Duration::from_millis(answer.pace_ms));
-    let mut chunks = match wire {
+    let pace = Duration::from_millis(answer.pace_ms);
+    let steps = match wire {
         Wire::Anthropic => anthropic(&answer, &model, input_tokens),
         Wire::Chat => chat(&answer, &model, input_tokens),
     };
-    if answer.cut {
-        chunks.truncate((chunks.len() / 2).max(1));
-    }
-    let state = (chunks.into_iter(), Some(delay), answer.cut);
-    futures_util::stream::unfold(state, move |(mut chunks, first, cut)| async move {
-        match chunks.next() {
-            Some(chunk) => {
-                let wait = first.unwrap_or(pace);
-                if !wait.is_zero() {
-                    tokio::time::sleep(wait).await;
+    futures_util::stream::unfold(steps.into_iter(), move |mut steps| async move {
+        loop {
+            match steps.next()? {
+                Step::Send(chunk) => {
+                    if !pace.is_zero() {
+                        tokio::time::sleep(pace).await;
+                    }
+                    return Some((Ok(Bytes::from(chunk)), steps));
                 }
-                Some((Ok(Bytes::from(chunk)), (chunks, None, cut)))
+                Step::Pause(time) => tokio::time::sleep(time).await,
+                Step::Cut => {
+                    // What was streamed must be on its way before the break.
+                    tokio::time::sleep(BEFORE_CUT).await;
+                    return Some((
+                        Err(std::io::Error::other("the script cuts the stream here")),
+                        Vec::new().into_iter(),
+                    ));
+                }
             }
-            None if cut => {
-                // What was streamed must be on its way before the break.
-                tokio::time::sleep(BEFORE_CUT).await;
-                Some((Err(std::io::Error::other("the script cuts the stream here")), (chunks, None, false)))
-            }
-            None => None,
         }
     })
+}
+
+/// What a block that sends nothing does to the stream.
+fn silent(block: &Block) -> Step {
+    match block {
+        Block::Pause(ms) => Step::Pause(Duration::from_millis(*ms)),
+        _ => Step::Cut,
+    }
 }
 
 fn pieces(text: &str) -> Vec<String> {
@@ -64,6 +79,7 @@ fn output_tokens(answer: &Answer) -> u64 {
     let length = |block: &Block| match block {
         Block::Text(text) | Block::Thinking(text) => text.len(),
         Block::Call { call, .. } => call.input.to_string().len() + call.tool.len(),
+        Block::Pause(_) | Block::Cut => 0,
     };
     (answer.blocks.iter().map(length).sum::<usize>() / 4) as u64 + 1
 }
@@ -72,12 +88,14 @@ fn arguments(input: &Value) -> String {
     if input.is_null() { "{}".to_owned() } else { input.to_string() }
 }
 
-fn anthropic(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
-    let event = |data: Value| format!("event: {}\ndata: {data}\n\n", data["type"].as_str().unwrap_or_default());
+fn anthropic(answer: &Answer, model: &str, input_tokens: u64) -> Vec<Step> {
+    let event =
+        |data: Value| Step::Send(format!("event: {}\ndata: {data}\n\n", data["type"].as_str().unwrap_or_default()));
     let usage = json!({"input_tokens": input_tokens, "output_tokens": 1, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0});
     let message = json!({"id": "msg_scripted", "type": "message", "role": "assistant", "content": [], "model": model, "stop_reason": null, "stop_sequence": null, "usage": usage});
     let mut out = vec![event(json!({"type": "message_start", "message": message})), event(json!({"type": "ping"}))];
-    for (index, block) in answer.blocks.iter().enumerate() {
+    let mut index = 0;
+    for block in &answer.blocks {
         let (start, deltas): (Value, Vec<Value>) = match block {
             Block::Text(text) => (
                 json!({"type": "text", "text": ""}),
@@ -96,6 +114,10 @@ fn anthropic(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
                     .map(|piece| json!({"type": "input_json_delta", "partial_json": piece}))
                     .collect(),
             ),
+            Block::Pause(_) | Block::Cut => {
+                out.push(silent(block));
+                continue;
+            }
         };
         out.push(event(json!({"type": "content_block_start", "index": index, "content_block": start})));
         out.extend(
@@ -104,6 +126,7 @@ fn anthropic(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
                 .map(|delta| event(json!({"type": "content_block_delta", "index": index, "delta": delta}))),
         );
         out.push(event(json!({"type": "content_block_stop", "index": index})));
+        index += 1;
     }
     let stop = if calls(answer) { "tool_use" } else { "end_turn" };
     let delta = json!({"stop_reason": stop, "stop_sequence": null});
@@ -114,10 +137,10 @@ fn anthropic(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
     out
 }
 
-fn chat(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
+fn chat(answer: &Answer, model: &str, input_tokens: u64) -> Vec<Step> {
     let envelope = |choices: Value, usage: Value| {
         let chunk = json!({"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0, "model": model, "choices": choices, "usage": usage});
-        format!("data: {chunk}\n\n")
+        Step::Send(format!("data: {chunk}\n\n"))
     };
     let delta = |delta: Value, finish: Value| {
         envelope(json!([{"index": 0, "delta": delta, "finish_reason": finish}]), Value::Null)
@@ -142,6 +165,7 @@ fn chat(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
                 out.extend(pieces(&arguments(&call.input)).into_iter().map(|piece| delta(more(piece), Value::Null)));
                 calls_made += 1;
             }
+            Block::Pause(_) | Block::Cut => out.push(silent(block)),
         }
     }
     out.push(delta(json!({}), if calls(answer) { "tool_calls" } else { "stop" }.into()));
@@ -149,7 +173,7 @@ fn chat(answer: &Answer, model: &str, input_tokens: u64) -> Vec<String> {
     let usage =
         json!({"prompt_tokens": input_tokens, "completion_tokens": output, "total_tokens": input_tokens + output});
     out.push(envelope(json!([]), usage));
-    out.push("data: [DONE]\n\n".to_owned());
+    out.push(Step::Send("data: [DONE]\n\n".to_owned()));
     out
 }
 

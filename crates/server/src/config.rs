@@ -162,8 +162,9 @@ impl Config {
         let bad = |error: &dyn std::fmt::Display| ServerError::Config(format!("{}: {error}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|error| bad(&error))?;
         let mut config: Self = toml::from_str(&text).map_err(|error| bad(&error))?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let folder = std::path::absolute(folder).map_err(|error| bad(&error))?;
+        // Made absolute first: a bare name has an empty folder.
+        let absolute = std::path::absolute(path).map_err(|error| bad(&error))?;
+        let folder = absolute.parent().unwrap_or(Path::new("/"));
         let paths = config.models.iter_mut().filter_map(|model| model.key_file.as_mut()).chain(config.data.as_mut());
         let tls = config.tls.as_mut().map(|tls| [&mut tls.certificate, &mut tls.key]).into_iter().flatten();
         for path in paths.chain(tls) {
@@ -268,11 +269,17 @@ impl ModelTable {
         if authority.is_empty() || authority.contains('@') || rest.contains(['?', '#']) {
             return Err(format!("base_url {:?} must be scheme, host and path alone", self.base_url));
         }
+        if self.thinking_tokens.is_some_and(|thinking| thinking >= self.max_output_tokens) {
+            return Err("thinking_tokens must be less than max_output_tokens".into());
+        }
         let host = match authority.parse::<SocketAddr>() {
             Ok(address) => Some(address.ip()),
             Err(_) => authority.trim_matches(['[', ']']).parse().ok(),
         };
         match host {
+            Some(address) if is_public(address) && self.base_url.starts_with("http:") => {
+                Err(format!("{address} is public: a key would travel there in the clear; use https"))
+            }
             Some(address) if !is_public(address) && !self.allow_private => {
                 Err(format!("{address} is a private address; say allow_private = true if that is meant"))
             }
@@ -313,6 +320,7 @@ mod tests {
             assert!(parse(&format!("{MODEL}base_url = '{bad}'")).is_err(), "{bad}");
         }
         assert!(parse(&format!("{MODEL}base_url = 'http://127.0.0.1:9'\nallow_private = true")).is_ok());
+        assert!(parse(&format!("{MODEL}base_url = 'http://1.1.1.1'\nallow_private = true")).is_err());
     }
 
     #[test]

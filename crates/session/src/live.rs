@@ -69,7 +69,8 @@ impl Sandbox {
     pub(crate) fn is_closed(&self) -> bool {
         // Nothing comes unasked while a turn has not begun, so anything that
         // can be read now is the end.
-        matches!(self.link.try_read(&mut [0; 1]), Ok(0))
+        let read = self.link.try_read(&mut [0; 1]);
+        !matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
     }
 
     /// Ends the sandbox and waits until nothing of it is left.

@@ -7,7 +7,7 @@ use cloister_types::event::{EventKind, StoredEvent, data_line};
 use cloister_types::transcript::Entry;
 use cloister_types::wire::CancelAnswer;
 use cloister_types::{ErrorCode, ResponseId, SessionId};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
@@ -95,8 +95,13 @@ impl Sessions {
             self.put_to_sleep(&session, stale).await;
         }
         let slot = if inner.sandbox.is_some() { None } else { Some(self.slot().await?) };
-        let created = json!({"id": turn, "session_id": id, "status": "in_progress", "model": model.spec.name});
-        let Value::Object(created) = created else { unreachable!("an object literal") };
+        let fields = [
+            ("id", turn.as_str()),
+            ("session_id", id.as_str()),
+            ("status", "in_progress"),
+            ("model", &model.spec.name),
+        ];
+        let created = fields.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
         let data = data_line(created, 0, model.scripted);
         let accept = Accept {
             turn: turn.clone(),

@@ -1,15 +1,16 @@
 //! Ending turns whose supervisor cannot: it died, or the server did and took
 //! it along.
 
-use cloister_store::{Finish, LogItem, Result, StoreError};
-use cloister_types::event::{EventKind, StoredEvent, data_line};
+use cloister_store::{LogItem, Result, StoreError};
+use cloister_types::event::{EventKind, StoredEvent, data_line, terminal};
+use cloister_types::link::Outcome;
 use cloister_types::transcript::Usage;
-use cloister_types::wire::{ErrorBody, TurnStatus};
 use cloister_types::{ErrorCode, ResponseId};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use crate::SessionError;
 use crate::registry::Sessions;
-use crate::{SessionError, clock};
+use crate::turn::finished;
 
 impl Sessions {
     /// Ends every turn that the log shows open: nothing works on them.
@@ -41,17 +42,10 @@ impl Sessions {
         if let Some(stop) = open.and_then(EventKind::closed_by) {
             push(stop, Map::new());
         }
-        let fields = json!({"id": turn, "error": message, "code": code, "retryable": code.retryable()});
-        let Value::Object(fields) = fields else { unreachable!("an object literal") };
-        push(EventKind::MessageError, fields);
-        let error = ErrorBody { error: code, message: message.to_owned(), hint: None };
-        let finish = Finish {
-            status: TurnStatus::Failed,
-            output_text: String::new(),
-            usage: Usage::default(),
-            error: Some(error),
-            now: clock::now(),
-        };
+        let outcome = Outcome::Failed { code, message: message.to_owned() };
+        let (kind, fields) = terminal(turn, &outcome, &Usage::default());
+        push(kind, fields);
+        let finish = finished(outcome, Usage::default(), String::new());
         match self.store.append(turn, items, Some(finish)).await {
             // Its terminal event came after all, and stands.
             Err(StoreError::Ended) => self.tail(turn).await.map(|(next, _)| next),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cloister_sandbox::files::View;
 use cloister_store::{Finish, LogItem};
-use cloister_types::event::{EventKind, StoredEvent, data_line};
+use cloister_types::event::{StoredEvent, data_line, terminal};
 use cloister_types::link::{Command, Fact, Outcome, TurnStart, encode};
 use cloister_types::transcript::Usage;
 use cloister_types::wire::{ErrorBody, TurnStatus};
@@ -225,12 +225,11 @@ async fn asked_to_stop(stopped: &mut watch::Receiver<Stop>, told: bool) -> Stop 
 }
 
 fn cancelled_event(turn: &ResponseId, seq: u64, scripted: bool) -> LogItem {
-    let fields = [("id", turn.as_str()), ("status", "cancelled")].map(|(name, value)| (name.to_owned(), value.into()));
-    let data = data_line(fields.into_iter().collect(), seq, scripted);
-    LogItem::Event(StoredEvent { seq, kind: EventKind::MessageCancelled, data })
+    let (kind, fields) = terminal(turn, &Outcome::Cancelled, &Usage::default());
+    LogItem::Event(StoredEvent { seq, kind, data: data_line(fields, seq, scripted) })
 }
 
-fn finished(outcome: Outcome, usage: Usage, output_text: String) -> Finish {
+pub(crate) fn finished(outcome: Outcome, usage: Usage, output_text: String) -> Finish {
     let (status, error) = match outcome {
         Outcome::Completed { .. } => (TurnStatus::Completed, None),
         Outcome::Cancelled => (TurnStatus::Cancelled, None),

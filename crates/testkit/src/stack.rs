@@ -126,7 +126,8 @@ impl Stack {
             Err(_) => _ = command.stderr(Stdio::null()),
         }
         if options.config.is_some() {
-            command.arg("--config").arg(folder.path().join("config.toml"));
+            // A bare name, as people type it.
+            command.args(["--config", "config.toml"]);
         }
         if options.as_user && rustix::process::geteuid().is_root() {
             command.uid(ORDINARY).gid(ORDINARY);

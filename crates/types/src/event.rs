@@ -3,6 +3,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::ResponseId;
+use crate::link::Outcome;
+use crate::transcript::Usage;
+use crate::wire::TurnStatus;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
@@ -103,15 +109,34 @@ pub struct StoredEvent {
     pub data: String,
 }
 
+/// A turn's terminal event: type and fields.
+#[must_use]
+pub fn terminal(id: &ResponseId, outcome: &Outcome, usage: &Usage) -> (EventKind, Map<String, Value>) {
+    let (kind, fields) = match outcome {
+        Outcome::Completed { stop_reason } => {
+            let status = TurnStatus::Completed.as_str();
+            let fields = [("status", json!(status)), ("usage", json!(usage)), ("stop_reason", json!(stop_reason))];
+            (EventKind::MessageCompleted, fields.to_vec())
+        }
+        Outcome::Cancelled => (EventKind::MessageCancelled, vec![("status", json!(TurnStatus::Cancelled.as_str()))]),
+        Outcome::Failed { code, message } => {
+            let fields = [("error", json!(message)), ("code", json!(code)), ("retryable", json!(code.retryable()))];
+            (EventKind::MessageError, fields.to_vec())
+        }
+    };
+    let fields = fields.into_iter().chain([("id", json!(id))]);
+    (kind, fields.map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
 /// Builds the `data` line: the fields, the number, and the mark of a scripted
 /// turn. The result holds no raw newline because JSON strings escape theirs.
 #[must_use]
-pub fn data_line(mut fields: serde_json::Map<String, serde_json::Value>, seq: u64, scripted: bool) -> String {
+pub fn data_line(mut fields: Map<String, Value>, seq: u64, scripted: bool) -> String {
     fields.insert("sequence_number".into(), seq.into());
     if scripted {
         fields.insert("scripted".into(), true.into());
     }
-    serde_json::Value::Object(fields).to_string()
+    Value::Object(fields).to_string()
 }
 
 #[cfg(test)]

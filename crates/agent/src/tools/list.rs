@@ -26,7 +26,7 @@ pub(super) fn run(input: Input) -> Result<String, String> {
     let mut out = String::new();
     let mut count = 0;
     walk(&root, &root, input.recursive, &mut out, &mut count).map_err(|error| io_message(&input.path, &error))?;
-    if count >= MAX_ENTRIES {
+    if count > MAX_ENTRIES {
         let _ = writeln!(out, "[cut after {MAX_ENTRIES} entries]");
     }
     if out.is_empty() {
@@ -39,10 +39,10 @@ fn walk(root: &Path, folder: &Path, recursive: bool, out: &mut String, count: &m
     let mut entries: Vec<_> = std::fs::read_dir(folder)?.flatten().collect();
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
-        if *count >= MAX_ENTRIES {
+        *count += 1;
+        if *count > MAX_ENTRIES {
             break;
         }
-        *count += 1;
         let Ok(metadata) = entry.metadata() else { continue };
         let path = entry.path();
         let name = path.strip_prefix(root).unwrap_or(&path).display();

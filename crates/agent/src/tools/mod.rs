@@ -10,6 +10,7 @@ mod search;
 mod write;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use cloister_types::{ResponseId, SessionId};
 use serde::de::DeserializeOwned;
@@ -112,13 +113,18 @@ pub(crate) fn only_reads(name: &str) -> bool {
 /// The tools of one turn.
 pub(crate) struct Toolbox {
     scratch: PathBuf,
-    /// Call ids are a provider's and may come again in another turn.
+    /// With a number, the name of a call: a provider's ids may come again.
     turn: String,
+    calls: AtomicU32,
 }
 
 impl Toolbox {
     pub(crate) fn new(session: &SessionId, turn: &ResponseId) -> Self {
-        Self { scratch: Path::new(WORKSPACE).join(".sessions").join(session.as_str()), turn: turn.to_string() }
+        Self {
+            scratch: Path::new(WORKSPACE).join(".sessions").join(session.as_str()),
+            turn: turn.to_string(),
+            calls: AtomicU32::new(0),
+        }
     }
 
     /// Runs calls that may run together. The flag tells that a cancel came;
@@ -133,7 +139,8 @@ impl Toolbox {
             running.push(match task {
                 Task::Refuse { call, why } => (call, Err(Output::error(why))),
                 Task::Run(call) if call.name == "bash" => {
-                    let id = format!("{}-{}", self.turn, call.id);
+                    let number = self.calls.fetch_add(1, Ordering::Relaxed);
+                    let id = format!("{}-{number}", self.turn);
                     let output = bash::run(&call, &id, &self.scratch, cancel).await;
                     (call, Err(output))
                 }

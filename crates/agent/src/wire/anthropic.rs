@@ -176,7 +176,11 @@ impl Decoder {
             _ => Stop::End,
         };
         let id = |block: &Open| block.raw.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
-        // A call that was never closed was cut by the token limit.
+        // What was never closed was cut by the token limit. Clients see it
+        // closed all the same.
+        let shown = |block: &Open| matches!(block.kind(), "text" | "thinking" | "tool_use");
+        let pieces =
+            self.blocks.iter().filter(|block| !block.closed && shown(block)).map(|_| Piece::Close(None)).collect();
         let (tools, others): (Vec<Open>, Vec<Open>) =
             self.blocks.into_iter().partition(|block| block.kind() == "tool_use");
         let malformed = tools
@@ -187,10 +191,20 @@ impl Decoder {
         let empty = |block: &Open| {
             block.kind() == "text" && block.raw.get("text").and_then(Value::as_str).is_none_or(str::is_empty)
         };
-        let kept = others.into_iter().filter(|block| !empty(block));
+        let unsigned = |block: &Open| {
+            let signature = block.raw.get("signature").and_then(Value::as_str).unwrap_or_default();
+            block.kind() == "thinking" && (!block.closed || signature.is_empty())
+        };
+        // The provider would refuse these when they come back, for ever.
+        let kept = others.into_iter().filter(|block| !empty(block) && !unsigned(block));
+        let kept = kept.filter(|block| block.closed || block.kind() == "text");
         // Tool calls last: nothing may stand between a call and its result.
-        let blocks = kept.chain(tools).map(|block| Value::Object(block.raw)).collect();
-        Ok((Vec::new(), Answer { blocks, malformed, stop, usage: usage(self.usage.as_ref()) }))
+        let mut blocks: Vec<Value> = kept.chain(tools).map(|block| Value::Object(block.raw)).collect();
+        // A message of thinking alone is none either.
+        if blocks.iter().all(|block| matches!(block["type"].as_str(), Some("thinking" | "redacted_thinking"))) {
+            blocks.clear();
+        }
+        Ok((pieces, Answer { blocks, malformed, stop, usage: usage(self.usage.as_ref()) }))
     }
 }
 

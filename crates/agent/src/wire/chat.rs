@@ -15,6 +15,8 @@ use cloister_types::sse;
 /// begun is collected silently and shown when its turn comes.
 #[derive(Debug, Default)]
 pub struct Decoder {
+    /// Distinguishes the ids that we have to make up for this call.
+    step: u32,
     blocks: Vec<Collected>,
     /// The block that clients see open, and how many were shown whole.
     shown: usize,
@@ -40,6 +42,10 @@ enum Kind {
 }
 
 impl Decoder {
+    pub(super) fn new(step: u32) -> Self {
+        Self { step, ..Self::default() }
+    }
+
     pub(super) fn is_complete(&self) -> bool {
         self.done
     }
@@ -143,7 +149,8 @@ impl Decoder {
                 }
             }
             None => {
-                let id = if id.is_empty() { format!("call_{}", self.blocks.len()) } else { id.to_owned() };
+                let id =
+                    if id.is_empty() { format!("call_{}_{}", self.step, self.blocks.len()) } else { id.to_owned() };
                 self.blocks.push(Collected {
                     kind: Kind::Tool { index, id, name: name.to_owned() },
                     text: arguments,

@@ -100,12 +100,12 @@ pub enum Decoder {
 }
 
 impl Decoder {
-    /// A decoder for a protocol.
+    /// A decoder for a protocol; `step` is the number of the call in its turn.
     #[must_use]
-    pub fn new(wire: Wire) -> Self {
+    pub fn new(wire: Wire, step: u32) -> Self {
         match wire {
             Wire::AnthropicMessages => Self::Anthropic(anthropic::Decoder::default()),
-            Wire::OpenaiChat => Self::Chat(chat::Decoder::default()),
+            Wire::OpenaiChat => Self::Chat(chat::Decoder::new(step)),
         }
     }
 

@@ -17,7 +17,7 @@ struct Reading {
 
 fn read(wire: Wire, bytes: &[u8], cut: usize) -> Reading {
     let mut parser = Parser::default();
-    let mut decoder = Decoder::new(wire);
+    let mut decoder = Decoder::new(wire, 1);
     let mut shown = String::new();
     for piece in bytes.chunks(cut.max(1)) {
         for event in parser.push(piece).unwrap() {

@@ -52,7 +52,7 @@ pub(super) async fn create(State(api): State<Arc<Api>>, body: Body) -> Answer<(S
         _ => return Err(ApiError::invalid("the body must be a JSON object")),
     };
     match body.get("file_access") {
-        None => {}
+        None | Some(Value::Null) => {}
         Some(Value::Object(access)) if access.contains_key("read") || access.contains_key("write") => {}
         Some(_) => {
             let message = "file_access must be an object with read or write; leave it out for the whole workspace";
@@ -60,7 +60,7 @@ pub(super) async fn create(State(api): State<Arc<Api>>, body: Body) -> Answer<(S
         }
     }
     match body.get("tools") {
-        None => {}
+        None | Some(Value::Null) => {}
         Some(Value::Array(tools)) if tools.is_empty() => {}
         Some(_) => return Err(ApiError::invalid("this version has no client-side tools; leave tools out")),
     }

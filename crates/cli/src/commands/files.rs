@@ -42,6 +42,9 @@ pub(super) async fn files(client: &Client, command: FilesCommand, output: Output
             Ok(())
         }
         FilesCommand::Put { id, from, path } => {
+            let own_name = || from.file_name().map(|name| name.to_string_lossy().into_owned());
+            let path =
+                path.or_else(own_name).ok_or_else(|| Failure::new("the file has no name: say where to put it"))?;
             let content = std::fs::read(&from).map_err(|error| Failure::new(format!("{}: {error}", from.display())))?;
             let written = client.upload(&id, &path, content).await?;
             output.value(&written, &format!("{} ({} bytes)", written.path, written.size))?;

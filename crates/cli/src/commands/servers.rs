@@ -10,7 +10,6 @@ use crate::output::{Failure, Output};
 
 pub(super) async fn dev(server: &ServerArguments, options: DevArguments, output: Output) -> Result<(), Failure> {
     let data = data_directory(server)?;
-    let own_data = server.data.clone();
     let DevArguments { listen, config, ready_file } = options;
     let options = Dev { data: data.clone(), listen, config, ready_file };
     cloister_server::dev(options, |url, key| {
@@ -22,8 +21,7 @@ pub(super) async fn dev(server: &ServerArguments, options: DevArguments, output:
         output.talk(&format!("  key   {key}"));
         output.talk(&format!("  data  {}", data.display()));
         output.talk("  The model is the scripted one, which is no language model; Ctrl-C ends everything.");
-        let flag = own_data.map_or(String::new(), |path| format!(" --data {}", path.display()));
-        output.next(&format!("cloister{flag} run tour"));
+        output.next("cloister run tour");
     })
     .await?;
     Ok(())

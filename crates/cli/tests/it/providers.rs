@@ -248,6 +248,40 @@ async fn retry_after_is_honoured() {
 }
 
 #[tokio::test]
+async fn retry_after_may_be_a_date() {
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(4));
+    let later = Reply { headers: vec![format!("retry-after: {date}")], ..Reply::error(503, "{}") };
+    let provider = Provider::start(vec![later, Reply::stream(chat(&chat_text("ok")))]).await;
+    let stack = stack_for(&provider, "openai-chat").await;
+    let turn = send(&stack).await;
+    assert_eq!(turn.end(), EventKind::MessageCompleted);
+    let delay = turn.of(EventKind::RetryScheduled)[0].data["delay_ms"].as_u64().unwrap();
+    assert!((1000..4000).contains(&delay), "{delay}");
+}
+
+#[tokio::test]
+async fn thinking_that_was_cut_off_is_not_sent_back() {
+    let cut = vec![
+        json!({"type": "message_start", "message": {"usage": {"input_tokens": 1}}}),
+        json!({"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": "", "signature": ""}}),
+        json!({"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "endless"}}),
+        json!({"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {}}),
+        json!({"type": "message_stop"}),
+    ];
+    let provider =
+        Provider::start(vec![Reply::stream(anthropic(&cut)), Reply::stream(anthropic(&anthropic_text("ok")))]).await;
+    let stack = stack_for(&provider, "anthropic-messages").await;
+    let session = stack.session().await;
+    for want in ["max_tokens", "end"] {
+        let turn = Turn::collect(stack.client.message(&session, "work", None).await.unwrap()).await;
+        assert_eq!(turn.events.last().unwrap().data["stop_reason"], want);
+        assert_eq!(turn.of(EventKind::ThinkingStart).len(), turn.of(EventKind::ThinkingStop).len());
+    }
+    let messages = provider.received()[1].body["messages"].clone();
+    assert!(!messages.to_string().contains("endless"), "{messages}");
+}
+
+#[tokio::test]
 async fn a_refusal_a_token_limit_and_a_malformed_call_are_told_apart() {
     let stop = |reason: &str| {
         let mut events = anthropic_text("some");

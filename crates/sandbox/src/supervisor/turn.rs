@@ -12,10 +12,10 @@
 //! from [`Turn::end`] alone.
 
 use cloister_types::ResponseId;
-use cloister_types::event::{EventKind, data_line};
+use cloister_types::event::{EventKind, data_line, terminal};
 use cloister_types::link::{Fact, Outcome};
 use cloister_types::transcript::{Entry, Usage};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 /// Bytes of event data that one turn may produce. A hostile agent could
 /// otherwise fill the server's disk.
@@ -84,7 +84,8 @@ impl Turn {
                 self.open = None;
             }
             K::TextDelta | K::ThinkingDelta | K::ToolUseInputDelta => {}
-            K::ToolUseExecuting | K::ToolResult | K::RetryScheduled | K::AttemptDiscarded => {}
+            K::ToolUseExecuting => {}
+            K::ToolResult | K::RetryScheduled | K::AttemptDiscarded => self.close(&mut facts),
         }
         facts.push(self.number(kind, data));
         Ok(facts)
@@ -104,19 +105,7 @@ impl Turn {
     pub(crate) fn end(mut self, outcome: Outcome, usage: Usage, output_text: String, sandbox_gone: bool) -> Vec<Fact> {
         let mut facts = Vec::new();
         self.close(&mut facts);
-        let id = self.id.to_string();
-        let (kind, data) = match &outcome {
-            Outcome::Completed { stop_reason } => (
-                EventKind::MessageCompleted,
-                json!({"id": id, "status": "completed", "usage": usage, "stop_reason": stop_reason}),
-            ),
-            Outcome::Cancelled => (EventKind::MessageCancelled, json!({"id": id, "status": "cancelled"})),
-            Outcome::Failed { code, message } => (
-                EventKind::MessageError,
-                json!({"id": id, "error": message, "code": code, "retryable": code.retryable()}),
-            ),
-        };
-        let Value::Object(data) = data else { unreachable!("an object literal") };
+        let (kind, data) = terminal(&self.id, &outcome, &usage);
         facts.push(self.number(kind, data));
         facts.push(Fact::Ended { response_id: self.id, outcome, usage, output_text, sandbox_gone });
         facts
