@@ -78,13 +78,26 @@ pub struct Host {
     setup: Setup,
     identity: Identity,
     workspace: OwnedFd,
-    running: Mutex<Option<Running>>,
+    state: Mutex<State>,
+}
+
+/// The present spawner, if there is one, and how many there have been.
+#[derive(Default)]
+struct State {
+    running: Option<Running>,
+    generation: u64,
+    stopped: bool,
 }
 
 struct Running {
     control: OwnedFd,
     child: Child,
-    generation: u64,
+}
+
+impl State {
+    fn runs(&mut self) -> bool {
+        self.running.as_mut().is_some_and(|running| matches!(running.child.try_wait(), Ok(None)))
+    }
 }
 
 /// A sandbox that stands, seen from the server.
@@ -102,8 +115,9 @@ impl Host {
     /// Makes the workspace folder if need be and starts the spawner.
     ///
     /// # Errors
-    /// The executable is missing, the workspace cannot be made, or the kernel
-    /// refuses what every sandbox needs.
+    /// The executable is missing, or the workspace cannot be made. What the
+    /// kernel refuses is told by each creation instead, with its remedy; it
+    /// may be granted while the server runs.
     pub fn start(executable: &Path, agent: &Path, workspace: &Path) -> Result<Self, HostError> {
         let identity = Identity::current();
         std::fs::create_dir_all(workspace)?;
@@ -111,19 +125,34 @@ impl Host {
         let handle = rustix::fs::open(workspace, flags, Mode::empty())?;
         identity.own(&handle)?;
         let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned() };
-        let host =
-            Self { executable: executable.to_owned(), setup, identity, workspace: handle, running: Mutex::new(None) };
-        let running = host.spawn(1)?;
-        *host.lock() = Some(running);
-        Ok(host)
+        let state = Mutex::default();
+        let host = Self { executable: executable.to_owned(), setup, identity, workspace: handle, state };
+        let first = host.ensure(&mut host.lock());
+        match first {
+            Ok(()) | Err(HostError::Refused { .. }) => Ok(host),
+            Err(error) => Err(error),
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that a spawner runs.
+    fn ensure(&self, state: &mut State) -> Result<(), HostError> {
+        if state.stopped {
+            return Err(std::io::Error::other("it was stopped").into());
+        }
+        if !state.runs() {
+            state.running = None;
+            state.running = Some(self.spawn()?);
+            state.generation += 1;
+        }
+        Ok(())
     }
 
     /// Starts a spawner and waits until it is ready to serve.
-    fn spawn(&self, generation: u64) -> Result<Running, HostError> {
+    fn spawn(&self) -> Result<Running, HostError> {
         let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // Its command line can be read in every sandbox, so it says nothing.
         let child = Command::new(&self.executable)
@@ -134,7 +163,7 @@ impl Host {
             .stdout(Stdio::null())
             .spawn()
             .map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", self.executable.display())))?;
-        let mut running = Running { control, child, generation };
+        let mut running = Running { control, child };
         let patience = Some(PATIENCE);
         rustix::net::sockopt::set_socket_timeout(&running.control, rustix::net::sockopt::Timeout::Recv, patience)?;
         let greeted = protocol::send(&running.control, &self.setup, &[])
@@ -158,13 +187,11 @@ impl Host {
 
     /// Sends a request to the spawner, or to its successor if it has died.
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<u64, HostError> {
-        let mut slot = self.lock();
-        let running = slot.as_mut().ok_or_else(|| std::io::Error::other("it was stopped"))?;
-        if !matches!(running.child.try_wait(), Ok(None)) {
-            *running = self.spawn(running.generation + 1)?;
-        }
+        let mut state = self.lock();
+        self.ensure(&mut state)?;
+        let running = state.running.as_ref().ok_or_else(|| std::io::Error::other("it was stopped"))?;
         protocol::send(&running.control, request, fds)?;
-        Ok(running.generation)
+        Ok(state.generation)
     }
 
     /// Builds the view of a session: what it sees of the workspace.
@@ -216,9 +243,9 @@ impl Host {
     /// that built it died?
     #[must_use]
     pub fn is_stale(&self, view: &View) -> bool {
-        let current = self.lock().as_mut().is_some_and(|running| {
-            running.generation == view.generation() && matches!(running.child.try_wait(), Ok(None))
-        });
+        let mut state = self.lock();
+        let current = state.generation == view.generation() && state.runs();
+        drop(state);
         !current || view.is_stale(&self.workspace)
     }
 
@@ -233,7 +260,12 @@ impl Host {
 
     /// Hangs up and waits for the spawner to end everything it started.
     pub fn stop(&self) {
-        let Some(Running { control, mut child, .. }) = self.lock().take() else { return };
+        let running = {
+            let mut state = self.lock();
+            state.stopped = true;
+            state.running.take()
+        };
+        let Some(Running { control, mut child }) = running else { return };
         drop(control);
         end(&mut child);
     }

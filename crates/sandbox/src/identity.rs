@@ -28,7 +28,8 @@ impl Identity {
     #[must_use]
     pub fn current() -> Self {
         let uid = rustix::process::geteuid();
-        if uid.is_root() {
+        // Root of a container may own no other user; then it is an ordinary one.
+        if uid.is_root() && maps("uid_map") && maps("gid_map") {
             Self { uid: ROOT_MODE_ID, gid: ROOT_MODE_ID, root_mode: true }
         } else {
             Self { uid: uid.as_raw(), gid: rustix::process::getegid().as_raw(), root_mode: false }
@@ -56,4 +57,16 @@ impl Identity {
         }
         Ok(())
     }
+}
+
+/// Does this process's user namespace know the sandboxes' host user?
+fn maps(file: &str) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+    text.lines().any(|line| {
+        let mut numbers = line.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
+        let (Some(first), Some(_), Some(count)) = (numbers.next(), numbers.next(), numbers.next()) else {
+            return false;
+        };
+        (first..first + count).contains(&u64::from(ROOT_MODE_ID))
+    })
 }

@@ -80,6 +80,38 @@ async fn a_day_at_the_command_line() {
     assert!(talk(&failed).contains("error:"), "{}", talk(&failed));
 }
 
+/// Machines that lack something, made with a user namespace of the test's own.
+#[tokio::test]
+async fn what_a_machine_lacks_is_named_with_its_remedy() {
+    let stack = Stack::start().await;
+    let program = stack.executable();
+    let inside = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c", script]).env("CLOISTER", &program);
+        command.env("DATA", stack.folder().join("elsewhere")).output().unwrap()
+    };
+    // Root of a container, with no other user: works, with less.
+    let contained = inside("exec $CLOISTER doctor");
+    assert!(contained.status.success(), "{}{}", out(&contained), talk(&contained));
+    assert!(out(&contained).contains("weaker  host identity: user 0"), "{}", out(&contained));
+    // No namespaces left: said by the doctor, and by creation with 503.
+    let none = "echo 0 > /proc/sys/user/max_user_namespaces";
+    let doctor = inside(&format!("{none}; exec $CLOISTER doctor"));
+    assert!(
+        !doctor.status.success()
+            && out(&doctor).contains("MISSING")
+            && out(&doctor).contains("user.max_user_namespaces")
+    );
+    let create = "$CLOISTER --data $DATA dev --listen 127.0.0.1:0 --ready-file $DATA.ready & server=$!; \
+                  n=0; while [ ! -f $DATA.ready ] && [ $n -lt 200 ]; do sleep 0.05; n=$((n + 1)); done; $CLOISTER --data $DATA session new; kill $server; wait";
+    let refused = inside(&format!("{none}; {create}"));
+    let said = talk(&refused);
+    assert!(
+        said.contains("(sandbox_unavailable)") && said.contains("hint: ") && said.contains("max_user_namespaces"),
+        "{said}"
+    );
+}
+
 #[tokio::test]
 async fn what_needs_no_server() {
     let stack = Stack::start().await;
