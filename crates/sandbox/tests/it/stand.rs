@@ -86,10 +86,12 @@ fn a_scope_through_a_link_is_refused_by_name() {
 #[test]
 fn a_missing_executable_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let missing = folder.path().join("nothing");
-    let error = Host::start(&missing, &missing, &folder.path().join("workspace")).err().unwrap();
+    let (missing, workspace) = (folder.path().join("nothing"), folder.path().join("workspace"));
+    let error = Host::start(&missing, &missing, &workspace).err().unwrap();
     assert!(error.to_string().contains("nothing"), "{error}");
-    let error =
-        Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &missing, &folder.path().join("workspace"));
-    assert!(error.err().unwrap().to_string().contains("open the agent"));
+    // A missing agent keeps sandboxes from being made, not the server from
+    // saying so.
+    let host = Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &missing, &workspace).unwrap();
+    let refused = host.view(&SessionId::from_random([1; 6]), &FileAccess::everything());
+    assert!(matches!(refused, Err(HostError::Refused { message, .. }) if message.contains("open the agent")));
 }
