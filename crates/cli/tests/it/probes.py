@@ -5,7 +5,7 @@ port, folder = int(sys.argv[1]), sys.argv[2]
 libc = ctypes.CDLL(None, use_errno=True)
 out = {}
 # The shell's parent is the agent.
-os.getppid_of_shell = int(open("/proc/%d/stat" % os.getppid()).read().rsplit(")", 1)[1].split()[1])
+AGENT = int(open("/proc/%d/stat" % os.getppid()).read().rsplit(")", 1)[1].split()[1])
 
 def attempt(f):
     """Runs a probe in a child of its own, at most five seconds."""
@@ -209,7 +209,7 @@ def no_setuid():
         return e.errno in (errno.EPERM, errno.EINVAL)
 probe("is setuid refused", no_setuid)
 probe("is sudo without gain", lambda: subprocess.run(["/usr/bin/sudo", "-n", "id", "-u"], capture_output=True).stdout.strip() != b"0" if os.path.exists("/usr/bin/sudo") else True)
-probe("denied agent memory", lambda: open("/proc/%d/mem" % os.getppid_of_shell, "r+b").read(1))
+probe("denied agent memory", lambda: open("/proc/%d/mem" % AGENT, "r+b").read(1))
 probe("denied limits of init", lambda: call(302, 1, 7, 0, 0))
 probe("is init without a story", lambda: b"/" not in open("/proc/1/cmdline", "rb").read())
 # 41, 42

@@ -2,11 +2,11 @@
 
 use cloister_testkit::{Stack, Turn, script};
 use cloister_types::event::EventKind;
-use rustix_pids::children_of;
+use processes::children_of;
 use serde_json::json;
 
 /// Processes below a process, by what /proc says.
-mod rustix_pids {
+mod processes {
     pub(super) fn children_of(pid: u32) -> Vec<u32> {
         let mut all = vec![pid];
         let mut index = 0;
@@ -38,14 +38,14 @@ async fn sigterm_ends_everything_with_status_0_and_a_terminal_event() {
     let mut events = stack.client.message(&session, &script(&lines), None).await.unwrap();
     while events.next().await.unwrap().unwrap().kind != Some(EventKind::ToolUseExecuting) {}
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    let processes = children_of(stack.pid());
-    assert!(processes.len() >= 6, "server, egress, spawner, supervisor, init, agent, shell: {processes:?}");
+    let running = children_of(stack.pid());
+    assert!(running.len() >= 6, "server, egress, spawner, supervisor, init, agent, shell: {running:?}");
     let reader = tokio::spawn(Turn::collect(events));
     let status = stack.terminate().await;
     assert_eq!(status.code(), Some(0));
     let rest = reader.await.unwrap();
     assert_eq!(rest.events.last().unwrap().data["code"], "interrupted");
-    for pid in processes {
+    for pid in running {
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is left");
     }
     // The same key, the same sessions, the turn's end kept.
