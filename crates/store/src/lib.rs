@@ -1,11 +1,20 @@
 //! Durable truth, in one SQLite file.
 //!
-//! One thread writes, and commits whatever has queued up while the last
-//! commit was syncing (group commit); a call returns when its change is on
-//! disk. Reads use connections of their own.
+//! ```text
+//! append --> writer: judged in memory, one commit for all that wait --> live (rows in memory)
+//! events <-- live, or chunk <-- rows are packed when a turn ends, or has many
+//! ```
+//!
+//! A call that changes something returns when the change is on disk, and
+//! nothing can be read before. Reads use connections of their own.
 
+mod append;
 mod keys;
+mod live;
 mod log;
+mod migrate;
+mod reserve;
+mod row;
 mod sessions;
 mod turns;
 mod writer;
@@ -15,10 +24,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OpenFlags};
 
-pub use log::LogItem;
-pub use sessions::StoredSession;
-pub use turns::{Accept, Acceptance, Finish, Idempotency, StoredTurn};
+pub use append::{Append, Finish};
+pub use row::{LogItem, Mark};
+pub use sessions::{Life, StoredSession};
+pub use turns::{Accept, Acceptance, Idempotency, StoredTurn};
 
+use live::Lives;
+use reserve::Reserve;
 use writer::Writer;
 
 /// What can go wrong below.
@@ -33,6 +45,13 @@ pub enum StoreError {
     /// The turn has its terminal event already; nothing was appended.
     #[error("the turn has already ended")]
     Ended,
+    /// The append is not for the turn's present attempt, or not for where it
+    /// stands; nothing was appended.
+    #[error("another attempt at the turn has taken over")]
+    Stale,
+    /// What is stored is not what was written. Nothing of it is touched.
+    #[error("{0}")]
+    Damaged(String),
     /// Anything else.
     #[error("store: {0}")]
     Broken(String),
@@ -40,8 +59,14 @@ pub enum StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
+        // Room for the shared index of the write-ahead log is asked for on its own.
+        const SHM_FULL: i32 = rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
         match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            _ if error.sqlite_error().is_some_and(|error| error.extended_code == SHM_FULL) => Self::Full,
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                Self::Damaged(format!("the database is damaged: {error}"))
+            }
             _ => Self::Broken(error.to_string()),
         }
     }
@@ -56,6 +81,12 @@ impl From<serde_json::Error> for StoreError {
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
+/// Pages of the write-ahead log after which it is folded into the database.
+const CHECKPOINT_PAGES: i32 = 4000;
+/// How long to wait for another process's transaction: `cloister key new` and
+/// `cloister backup` work beside a server.
+const BUSY: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Handle of the store; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -65,10 +96,10 @@ pub struct Store {
 struct Inner {
     path: PathBuf,
     writer: Writer,
+    lives: Arc<Lives>,
+    reserve: Arc<Reserve>,
     readers: Mutex<Vec<Connection>>,
 }
-
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_init.sql")];
 
 impl Store {
     /// Opens or creates the store at `path` for `tenant`.
@@ -81,18 +112,55 @@ impl Store {
         // FULL: a commit that was reported survives a power cut (the weaker
         // NORMAL loses acknowledged events).
         connection.pragma_update(None, "synchronous", "FULL")?;
-        migrate(&mut connection)?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        connection.busy_timeout(BUSY)?;
+        migrate::migrate(&mut connection)?;
         claim(&connection, tenant)?;
-        let writer = Writer::start(connection)?;
-        Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), writer, readers: Mutex::new(Vec::new()) }) })
+        let lives = Arc::new(Lives::load(&connection)?);
+        let reserve = Arc::new(Reserve::take(path));
+        let writer = Writer::start(connection, lives.clone(), reserve.clone())?;
+        Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), writer, lives, reserve, readers: Mutex::default() }) })
+    }
+
+    /// Writes a consistent copy of the store, as of one moment, to a file that
+    /// does not exist yet. Servers may be at work on it meanwhile.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn copy(from: &Path, to: &Path) -> Result<()> {
+        let connection = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.busy_timeout(BUSY)?;
+        let to = to.to_str().ok_or_else(|| StoreError::Broken("a path that is not UTF-8".into()))?;
+        connection.execute("VACUUM INTO ?1", [to])?;
+        Ok(())
+    }
+
+    /// Is there room for new work? Tries to get the reserve back if it had to
+    /// be given up.
+    pub async fn has_room(&self) -> bool {
+        if !self.inner.reserve.is_released() {
+            return true;
+        }
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.reserve.restore()).await.unwrap_or(false)
     }
 
     /// Queues a change and waits until it is durable.
     async fn write<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        change: impl FnMut(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.inner.writer.run(change).await
+        self.inner.writer.run(false, change, |_| ()).await
+    }
+
+    /// The same for what ends or removes something, and so must go on when
+    /// the disk is full.
+    async fn write_essential<T: Send + 'static>(
+        &self,
+        change: impl FnMut(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.inner.writer.run(true, change, |_| ()).await
     }
 
     /// Runs a query on a connection of its own, off the async threads.
@@ -116,21 +184,6 @@ impl Store {
         });
         task.await.map_err(|error| StoreError::Broken(error.to_string()))?
     }
-}
-
-fn migrate(connection: &mut Connection) -> Result<()> {
-    let version: usize =
-        connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))?.try_into().unwrap_or(usize::MAX);
-    if version > MIGRATIONS.len() {
-        return Err(StoreError::Foreign("the data directory was written by a newer version of Cloister".into()));
-    }
-    for (index, migration) in MIGRATIONS.iter().enumerate().skip(version) {
-        let transaction = connection.transaction()?;
-        transaction.execute_batch(migration)?;
-        transaction.pragma_update(None, "user_version", index as i64 + 1)?;
-        transaction.commit()?;
-    }
-    Ok(())
 }
 
 /// Stamps the store with its tenant, once; refuses another tenant's.

@@ -7,6 +7,17 @@ use serde_json::{Map, Value};
 
 use crate::{Result, Store, StoreError};
 
+/// Moments of a session on the clock of lives, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Life {
+    /// It was created.
+    pub born: f64,
+    /// A message, an answer or a file call.
+    pub active: f64,
+    /// Its last turn ended; its creation before the first.
+    pub rested: f64,
+}
+
 /// A session as stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredSession {
@@ -16,6 +27,9 @@ pub struct StoredSession {
     pub created_at: f64,
     /// Unix seconds.
     pub last_activity: f64,
+    /// When it began, when it was last active and when its last turn ended, on
+    /// the clock of lives.
+    pub life: Life,
     /// Lives on when idle?
     pub persistent: bool,
     /// Longest life in seconds.
@@ -36,6 +50,7 @@ fn from_row(row: &Row<'_>) -> Result<StoredSession> {
         id: id.parse().map_err(|_| StoreError::Broken(format!("session id {id:?}")))?,
         created_at: row.get("created_at")?,
         last_activity: row.get("last_activity")?,
+        life: Life { born: row.get("born")?, active: row.get("active")?, rested: row.get("rested")? },
         persistent: row.get("persistent")?,
         ttl: row.get::<_, Option<i64>>("ttl")?.map(i64::cast_unsigned),
         metadata: serde_json::from_str(&row.get::<_, String>("metadata")?)?,
@@ -52,11 +67,13 @@ impl Store {
     /// The store's.
     pub async fn add_session(&self, session: StoredSession) -> Result<()> {
         self.write(move |db| {
+            let session = &session;
             let metadata = serde_json::to_string(&session.metadata)?;
             let file_access = serde_json::to_string(&session.file_access)?;
             db.prepare_cached(
-                "INSERT INTO session (id, created_at, last_activity, persistent, ttl, metadata, file_access, model, context)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO session (id, created_at, last_activity, persistent, ttl, metadata, file_access, model, context,
+                  born, active, rested)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             )?
             .execute(params![
                 session.id.as_str(),
@@ -67,7 +84,10 @@ impl Store {
                 metadata,
                 file_access,
                 session.model,
-                session.context
+                session.context,
+                session.life.born,
+                session.life.active,
+                session.life.rested
             ])?;
             Ok(())
         })
@@ -96,11 +116,11 @@ impl Store {
     ///
     /// # Errors
     /// The store's.
-    pub async fn touch_session(&self, id: &SessionId, now: f64) -> Result<()> {
+    pub async fn touch_session(&self, id: &SessionId, now: f64, life: f64) -> Result<()> {
         let id = id.clone();
         self.write(move |db| {
-            db.prepare_cached("UPDATE session SET last_activity = max(last_activity, ?2) WHERE id = ?1")?
-                .execute(params![id.as_str(), now])?;
+            db.prepare_cached("UPDATE session SET last_activity = max(last_activity, ?2), active = max(active, ?3) WHERE id = ?1")?
+                .execute(params![id.as_str(), now, life])?;
             Ok(())
         })
         .await
@@ -111,30 +131,32 @@ impl Store {
     ///
     /// # Errors
     /// The store's.
-    pub async fn delete_session(&self, id: &SessionId, now: f64) -> Result<()> {
+    pub async fn delete_session(&self, id: &SessionId, life: f64) -> Result<()> {
         let id = id.clone();
-        self.write(move |db| {
-            db.execute("UPDATE session SET deleted_at = ?2 WHERE id = ?1", params![id.as_str(), now])?;
+        self.write_essential(move |db| {
+            db.execute("UPDATE session SET deleted_at = ?2 WHERE id = ?1", params![id.as_str(), life])?;
             Ok(())
         })
         .await
     }
 
     /// Removes what was deleted before `deleted_before` and idempotency keys
-    /// that expired before `now`.
+    /// that expired before `life`.
     ///
     /// # Errors
     /// The store's.
-    pub async fn purge(&self, deleted_before: f64, now: f64) -> Result<()> {
-        self.write(move |db| {
+    pub async fn purge(&self, deleted_before: f64, life: f64) -> Result<()> {
+        self.write_essential(move |db| {
             const GONE: &str = "SELECT id FROM session WHERE deleted_at < ?1";
-            db.execute(
-                &format!("DELETE FROM log WHERE turn IN (SELECT id FROM turn WHERE session IN ({GONE}))"),
-                [deleted_before],
-            )?;
+            for table in ["log", "chunk"] {
+                db.execute(
+                    &format!("DELETE FROM {table} WHERE turn IN (SELECT key FROM turn WHERE session IN ({GONE}))"),
+                    [deleted_before],
+                )?;
+            }
             db.execute(&format!("DELETE FROM turn WHERE session IN ({GONE})"), [deleted_before])?;
             db.execute("DELETE FROM session WHERE deleted_at < ?1", [deleted_before])?;
-            db.execute("DELETE FROM idempotency WHERE expires_at < ?1", [now])?;
+            db.execute("DELETE FROM idempotency WHERE expires_at < ?1", [life])?;
             Ok(())
         })
         .await

@@ -1,13 +1,15 @@
 //! Turns: accepted in one transaction with their first event and their
-//! idempotency key, finished in one with their last.
+//! idempotency key; they wait, run, and end (in `append`).
 
 use cloister_types::transcript::Usage;
-use cloister_types::wire::{ErrorBody, LastResponse, TurnStatus};
+use cloister_types::wire::{ErrorBody, LastResponse, OnBusy, TurnStatus};
 use cloister_types::{ResponseId, SessionId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::log::{self, LogItem};
-use crate::{Result, Store, StoreError};
+use crate::append::begin_next;
+use crate::live::{Live, State};
+use crate::row::{self, LogItem, Mark};
+use crate::{Result, Store, StoreError, log};
 
 /// A turn as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +18,16 @@ pub struct StoredTurn {
     pub id: ResponseId,
     /// Its session.
     pub session: SessionId,
+    /// When it was accepted, Unix seconds.
+    pub created_at: f64,
     /// The state.
     pub status: TurnStatus,
+    /// Its place in the conversation, from 1, once it has begun.
+    pub started: Option<u64>,
+    /// How often it was begun.
+    pub attempt: u32,
+    /// A cancel was promised.
+    pub cancelling: bool,
     /// Text of the final answer.
     pub output_text: String,
     /// Tokens.
@@ -63,10 +73,16 @@ pub struct Accept {
     pub caller: String,
     /// The key, if there is one.
     pub idempotency: Option<Idempotency>,
+    /// What to do if another turn is open, and how many may wait.
+    pub on_busy: OnBusy,
+    /// Most turns that may wait.
+    pub most_waiting: u32,
     /// First event and first entry.
     pub items: Vec<LogItem>,
     /// Unix seconds.
     pub now: f64,
+    /// The same moment on the clock of lives.
+    pub life: f64,
     /// How long the key is kept, in seconds.
     pub key_life: f64,
 }
@@ -74,29 +90,18 @@ pub struct Accept {
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acceptance {
-    /// A new turn; everything is on disk.
-    Accepted,
+    /// A new turn, which has begun; everything is on disk.
+    Begun,
+    /// A new turn, which waits.
+    Waiting,
     /// The key stands for this turn.
     Replayed(ResponseId),
     /// The key stands for another session or body.
     Mismatch,
     /// The session has an open turn.
     Busy,
-}
-
-/// How a turn ended.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Finish {
-    /// The state.
-    pub status: TurnStatus,
-    /// Text of the final answer.
-    pub output_text: String,
-    /// Tokens.
-    pub usage: Usage,
-    /// Why it failed.
-    pub error: Option<ErrorBody>,
-    /// Unix seconds.
-    pub now: f64,
+    /// As many wait as may.
+    QueueFull,
 }
 
 fn from_row(row: &Row<'_>) -> Result<StoredTurn> {
@@ -104,6 +109,10 @@ fn from_row(row: &Row<'_>) -> Result<StoredTurn> {
     Ok(StoredTurn {
         id: row.get::<_, String>("id")?.parse().map_err(|_| broken("id"))?,
         session: row.get::<_, String>("session")?.parse().map_err(|_| broken("session"))?,
+        created_at: row.get("created_at")?,
+        started: row.get::<_, Option<i64>>("started")?.map(i64::cast_unsigned),
+        attempt: row.get("attempt")?,
+        cancelling: row.get("cancelling")?,
         status: TurnStatus::parse(&row.get::<_, String>("status")?).ok_or_else(|| broken("status"))?,
         output_text: row.get("output_text")?,
         usage: serde_json::from_str(&row.get::<_, String>("usage")?)?,
@@ -125,83 +134,120 @@ fn look_up(db: &Connection, caller: &str, wanted: &Idempotency, now: f64) -> Res
     Ok(Some(Acceptance::Replayed(turn)))
 }
 
+/// Inserts a turn with its first rows; their ids.
+fn insert(db: &Connection, accept: &Accept, waits: bool) -> Result<(i64, Vec<(i64, row::Row)>)> {
+    let place = match accept.on_busy {
+        OnBusy::Interrupt => "(SELECT coalesce(min(place), 0) - 1 FROM turn WHERE session = ?2 AND status = 'queued')",
+        _ => "(SELECT coalesce(max(place), 0) + 1 FROM turn WHERE session = ?2 AND status = 'queued')",
+    };
+    let started = if waits { "NULL" } else { "(SELECT coalesce(max(started), 0) + 1 FROM turn WHERE session = ?2)" };
+    let status = if waits { TurnStatus::Queued } else { TurnStatus::InProgress };
+    let text = format!(
+        "INSERT INTO turn (id, session, created_at, status, place, started) VALUES (?1, ?2, ?3, ?4, {place}, {started})"
+    );
+    let key = db.prepare_cached(&text)?.insert(params![
+        accept.turn.as_str(),
+        accept.session.as_str(),
+        accept.now,
+        status.as_str()
+    ])?;
+    let mut rows = Vec::new();
+    let mut next = 0;
+    for item in &accept.items {
+        let row = row::Row::new(item.clone(), next)?;
+        next = row.seq() + u64::from(matches!(item, LogItem::Event(_)));
+        rows.push((log::insert(db, key, &row, FIRST)?, row));
+    }
+    Ok((key, rows))
+}
+
+/// Where every turn begins.
+const FIRST: Mark = Mark { attempt: 1, offset: 0, at_ms: 0 };
+
 impl Store {
     /// What a key stands for, without accepting anything.
     ///
     /// # Errors
     /// The store's.
-    pub async fn find_key(&self, caller: &str, idempotency: Idempotency, now: f64) -> Result<Option<Acceptance>> {
+    pub async fn find_key(&self, caller: &str, idempotency: Idempotency, life: f64) -> Result<Option<Acceptance>> {
         let caller = caller.to_owned();
-        self.read(move |db| look_up(db, &caller, &idempotency, now)).await
+        self.read(move |db| look_up(db, &caller, &idempotency, life)).await
     }
 
     /// Accepts a turn, or tells why not. Look-up and insert are one
-    /// transaction of the one writer, so two racing retries give one turn.
+    /// transaction of the one writer, so two racing retries give one turn. An
+    /// interrupting one marks the open turn as being cancelled with the same
+    /// stroke.
     ///
     /// # Errors
     /// The store's.
     pub async fn accept_turn(&self, accept: Accept) -> Result<Acceptance> {
-        self.write(move |db| {
+        let (turn, inner) = (accept.turn.clone(), self.inner.clone());
+        let work = move |db: &Connection| {
+            let refused = |acceptance| Ok((acceptance, None));
             if let Some(wanted) = &accept.idempotency
-                && let Some(known) = look_up(db, &accept.caller, wanted, accept.now)?
+                && let Some(known) = look_up(db, &accept.caller, wanted, accept.life)?
             {
-                return Ok(known);
+                return refused(known);
             }
-            let open: bool = db
-                .prepare_cached("SELECT EXISTS (SELECT 1 FROM turn WHERE session = ?1 AND status = 'in_progress')")?
-                .query_row([accept.session.as_str()], |row| row.get(0))?;
-            if open {
-                return Ok(Acceptance::Busy);
+            let session = accept.session.as_str();
+            let count = |status: TurnStatus| -> Result<u32> {
+                let mut statement = db.prepare_cached("SELECT count(*) FROM turn WHERE session = ?1 AND status = ?2")?;
+                Ok(statement.query_row([session, status.as_str()], |row| row.get(0))?)
+            };
+            let waiting = count(TurnStatus::Queued)?;
+            let waits = waiting > 0 || count(TurnStatus::InProgress)? > 0;
+            if waits && accept.on_busy == OnBusy::Reject {
+                return refused(Acceptance::Busy);
             }
-            db.prepare_cached("INSERT INTO turn (id, session, created_at, status) VALUES (?1, ?2, ?3, 'in_progress')")?
-                .execute(params![accept.turn.as_str(), accept.session.as_str(), accept.now])?;
-            db.prepare_cached("UPDATE session SET last_activity = max(last_activity, ?2) WHERE id = ?1")?
-                .execute(params![accept.session.as_str(), accept.now])?;
+            if waits && waiting >= accept.most_waiting {
+                return refused(Acceptance::QueueFull);
+            }
+            let inserted = insert(db, &accept, waits)?;
+            if accept.on_busy == OnBusy::Interrupt {
+                db.prepare_cached("UPDATE turn SET cancelling = 1 WHERE session = ?1 AND status = 'in_progress' AND id <> ?2")?
+                    .execute([session, accept.turn.as_str()])?;
+            }
+            db.prepare_cached("UPDATE session SET last_activity = max(last_activity, ?2), active = max(active, ?3) WHERE id = ?1")?
+                .execute(params![session, accept.now, accept.life])?;
             if let Some(new) = &accept.idempotency {
                 db.prepare_cached("INSERT OR REPLACE INTO idempotency (caller, key, fingerprint, turn, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                    .execute(params![accept.caller, new.key, new.fingerprint, accept.turn.as_str(), accept.now + accept.key_life])?;
+                    .execute(params![accept.caller, new.key, new.fingerprint, accept.turn.as_str(), accept.life + accept.key_life])?;
             }
-            log::insert(db, &accept.turn, &accept.items)?;
-            Ok(Acceptance::Accepted)
+            Ok((if waits { Acceptance::Waiting } else { Acceptance::Begun }, Some(inserted)))
+        };
+        let settle = move |(_, inserted): &(Acceptance, Option<(i64, Vec<(i64, row::Row)>)>)| {
+            let Some((key, rows)) = inserted else { return };
+            let mut state = State::new(FIRST);
+            for (id, row) in rows {
+                state.push(*id, row.clone());
+            }
+            inner.lives.insert(turn, Live::new(*key, state));
+        };
+        Ok(self.inner.writer.run(false, work, settle).await?.0)
+    }
+
+    /// Notes that an open turn is to be cancelled; false if it is not open. A
+    /// cancel that was promised is kept by whoever comes after.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn note_cancel(&self, turn: &ResponseId) -> Result<bool> {
+        let turn = turn.clone();
+        self.write_essential(move |db| {
+            let text = "UPDATE turn SET cancelling = 1 WHERE id = ?1 AND status IN ('in_progress', 'queued')";
+            Ok(db.prepare_cached(text)?.execute([turn.as_str()])? > 0)
         })
         .await
     }
 
-    /// Appends to a turn's log, and ends the turn in the same transaction if
-    /// told how.
+    /// Lets the turn begin that waits in front, if none is open.
     ///
     /// # Errors
-    /// [`StoreError::Ended`] if the turn has ended, or the store's; then
-    /// nothing was appended.
-    pub async fn append(&self, turn: &ResponseId, items: Vec<LogItem>, finish: Option<Finish>) -> Result<()> {
-        let turn = turn.clone();
-        self.write(move |db| {
-            // A terminal event is the last one, whoever comes late.
-            let open: bool = db
-                .prepare_cached("SELECT EXISTS (SELECT 1 FROM turn WHERE id = ?1 AND status = 'in_progress')")?
-                .query_row([turn.as_str()], |row| row.get(0))?;
-            if !open {
-                return Err(StoreError::Ended);
-            }
-            log::insert(db, &turn, &items)?;
-            let Some(finish) = &finish else { return Ok(()) };
-            let error = finish.error.as_ref().map(serde_json::to_string).transpose()?;
-            db.prepare_cached("UPDATE turn SET status = ?2, output_text = ?3, usage = ?4, error = ?5, completed_at = ?6 WHERE id = ?1")?
-                .execute(params![
-                    turn.as_str(),
-                    finish.status.as_str(),
-                    finish.output_text,
-                    serde_json::to_string(&finish.usage)?,
-                    error,
-                    finish.now
-                ])?;
-            db.prepare_cached(
-                "UPDATE session SET last_activity = max(last_activity, ?2) WHERE id = (SELECT session FROM turn WHERE id = ?1)",
-            )?
-            .execute(params![turn.as_str(), finish.now])?;
-            Ok(())
-        })
-        .await
+    /// The store's.
+    pub async fn begin_next(&self, session: &SessionId) -> Result<Option<ResponseId>> {
+        let session = session.clone();
+        self.write(move |db| begin_next(db, session.as_str())).await
     }
 
     /// A turn by its id.
@@ -218,31 +264,67 @@ impl Store {
         .await
     }
 
-    /// The last ended turn of a session.
+    /// The last ended turn of a session, and how many wait.
     ///
     /// # Errors
     /// The store's.
-    pub async fn last_ended(&self, session: &SessionId) -> Result<Option<StoredTurn>> {
+    pub async fn last_ended(&self, session: &SessionId) -> Result<(Option<StoredTurn>, u32)> {
         let session = session.clone();
         self.read(move |db| {
             let mut statement = db.prepare_cached(
-                "SELECT * FROM turn WHERE session = ?1 AND status <> 'in_progress' ORDER BY completed_at DESC, created_at DESC LIMIT 1",
+                "SELECT * FROM turn WHERE session = ?1 AND status NOT IN ('in_progress', 'queued')
+                 ORDER BY completed_at DESC, key DESC LIMIT 1",
             )?;
             let mut rows = statement.query([session.as_str()])?;
-            rows.next()?.map(from_row).transpose()
+            let last = rows.next()?.map(from_row).transpose()?;
+            let mut count = db.prepare_cached("SELECT count(*) FROM turn WHERE session = ?1 AND status = 'queued'")?;
+            Ok((last, count.query_row([session.as_str()], |row| row.get(0))?))
         })
         .await
     }
 
-    /// Turns that no terminal event has ended.
+    /// Turns of a session that have begun, from a place in the conversation
+    /// on, at most `limit`.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn begun_turns(&self, session: &SessionId, from: u64, limit: usize) -> Result<Vec<StoredTurn>> {
+        let session = session.clone();
+        self.turns("session = ?1 AND started >= ?2 ORDER BY started LIMIT ?3", move |statement| {
+            Ok(statement.query(params![session.as_str(), from.cast_signed(), limit.min(1 << 20) as i64])?)
+        })
+        .await
+    }
+
+    /// Turns of a session that wait, in their order.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn waiting_turns(&self, session: &SessionId) -> Result<Vec<StoredTurn>> {
+        let session = session.clone();
+        self.turns("session = ?1 AND status = 'queued' ORDER BY place", move |statement| {
+            Ok(statement.query([session.as_str()])?)
+        })
+        .await
+    }
+
+    /// Turns without a terminal event: those that run, then those that wait.
     ///
     /// # Errors
     /// The store's.
     pub async fn open_turns(&self) -> Result<Vec<StoredTurn>> {
-        self.read(|db| {
-            let mut statement =
-                db.prepare_cached("SELECT * FROM turn WHERE status = 'in_progress' ORDER BY created_at")?;
-            let mut rows = statement.query([])?;
+        self.turns("status IN ('in_progress', 'queued') ORDER BY status, place, key", |statement| Ok(statement.query([])?))
+            .await
+    }
+
+    async fn turns(
+        &self,
+        which: &'static str,
+        query: impl for<'s> FnOnce(&'s mut rusqlite::CachedStatement<'_>) -> Result<rusqlite::Rows<'s>> + Send + 'static,
+    ) -> Result<Vec<StoredTurn>> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!("SELECT * FROM turn WHERE {which}"))?;
+            let mut rows = query(&mut statement)?;
             let mut turns = Vec::new();
             while let Some(row) = rows.next()? {
                 turns.push(from_row(row)?);

@@ -1,11 +1,23 @@
 //! The one thread that writes.
+//!
+//! ```text
+//! queue --> a batch --> one transaction --> one sync --> everybody is told
+//! ```
+//!
+//! What queues up while a commit syncs is the next batch. Appends, which are
+//! nearly everything, are judged in memory before they touch the database;
+//! other changes run in savepoints, so that one that fails undoes itself alone.
 
-use std::sync::mpsc;
+use std::collections::HashSet;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use crate::append::{Append, Staging};
+use crate::live::Lives;
+use crate::reserve::Reserve;
 use crate::{Result, StoreError};
 
 /// Most changes in one commit.
@@ -13,24 +25,68 @@ const BATCH: usize = 1024;
 /// Most changes that may wait; callers beyond wait to queue.
 const QUEUE: usize = 4096;
 
-/// Runs in the batch's transaction, or not at all, and keeps its outcome;
-/// what it returns delivers that once the batch is committed.
-struct Job(Box<dyn FnOnce(Transaction<'_>) -> Deliver + Send>);
-
-/// The batch's open transaction, or why there is none.
-type Transaction<'c> = std::result::Result<&'c Connection, StoreError>;
-
-impl Job {
-    fn run(self, connection: &Connection) -> Deliver {
-        (self.0)(Ok(connection))
-    }
-
-    fn refuse(self, error: StoreError) -> Deliver {
-        (self.0)(Err(error))
-    }
+/// A change and how its outcome is delivered.
+pub(crate) enum Job {
+    /// Runs in the batch's transaction, or not at all.
+    Change(Box<dyn Change>),
+    /// Goes to a turn's log.
+    Append(Box<Append>, oneshot::Sender<Result<Option<cloister_types::ResponseId>>>),
 }
 
-type Deliver = Box<dyn FnOnce(std::result::Result<(), StoreError>) + Send>;
+/// A change of any other kind.
+pub(crate) trait Change: Send {
+    /// May it run when the disk is full? Only what ends or removes something.
+    fn is_essential(&self) -> bool;
+    /// Runs it; may be called again if the first commit fails.
+    fn run(&mut self, db: &Connection);
+    /// Did it fail for want of space?
+    fn is_full(&self) -> bool;
+    /// Will not be run: the disk is full.
+    fn refuse(&mut self);
+    /// Tells the outcome.
+    fn deliver(self: Box<Self>, committed: Result<()>);
+}
+
+struct Closure<F, A, T> {
+    essential: bool,
+    work: F,
+    and_then: A,
+    outcome: Option<Result<T>>,
+    sender: oneshot::Sender<Result<T>>,
+}
+
+impl<F, A, T> Change for Closure<F, A, T>
+where
+    F: FnMut(&Connection) -> Result<T> + Send,
+    A: FnOnce(&T) + Send,
+    T: Send,
+{
+    fn is_essential(&self) -> bool {
+        self.essential
+    }
+
+    fn run(&mut self, db: &Connection) {
+        self.outcome = Some(in_savepoint(db, &mut self.work));
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(self.outcome, Some(Err(StoreError::Full)))
+    }
+
+    fn refuse(&mut self) {
+        self.outcome = Some(Err(StoreError::Full));
+    }
+
+    fn deliver(self: Box<Self>, committed: Result<()>) {
+        let never = || Err(StoreError::Broken("the change never ran".into()));
+        let outcome = committed.and(self.outcome.unwrap_or_else(never));
+        if let Ok(value) = &outcome {
+            (self.and_then)(value);
+        }
+        // The caller may have gone away; the change stands all the same.
+        let _ = self.sender.send(outcome);
+    }
+}
 
 pub(crate) struct Writer {
     queue: Option<mpsc::SyncSender<Job>>,
@@ -38,40 +94,52 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(connection: Connection) -> Result<Self> {
+    pub(crate) fn start(connection: Connection, lives: Arc<Lives>, reserve: Arc<Reserve>) -> Result<Self> {
         let (queue, jobs) = mpsc::sync_channel::<Job>(QUEUE);
+        let committer = Committer { connection, lives, reserve };
         let thread = std::thread::Builder::new()
             .name("committer".into())
-            .spawn(move || commit_loop(&connection, &jobs))
+            .spawn(move || committer.serve(&jobs))
             .map_err(|error| StoreError::Broken(error.to_string()))?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 
+    /// Queues a change and waits until it is durable; `and_then` runs once it
+    /// is, before anybody else's change.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        essential: bool,
+        work: impl FnMut(&Connection) -> Result<T> + Send + 'static,
+        and_then: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T> {
         let (sender, receiver) = oneshot::channel();
-        let job = Job(Box::new(move |connection: Transaction<'_>| {
-            let outcome = connection.and_then(|connection| in_savepoint(connection, change));
-            let deliver: Deliver = Box::new(move |committed| {
-                // The caller may have gone away; the change stands all the same.
-                let _ = sender.send(committed.and(outcome));
-            });
-            deliver
-        }));
-        let stopped = || StoreError::Broken("the committer has stopped".into());
-        let queue = self.queue.clone().ok_or_else(stopped)?;
-        match queue.try_send(job) {
-            Ok(()) => {}
-            Err(mpsc::TrySendError::Full(job)) => {
-                let send = tokio::task::spawn_blocking(move || queue.send(job));
-                send.await.map_err(|_| stopped())?.map_err(|_| stopped())?;
-            }
-            Err(mpsc::TrySendError::Disconnected(_)) => return Err(stopped()),
-        }
+        self.queue(Job::Change(Box::new(Closure { essential, work, and_then, outcome: None, sender }))).await?;
         receiver.await.map_err(|_| stopped())?
     }
+
+    /// Queues an append and waits until it is durable. The turn that begins
+    /// because this one has ended.
+    pub(crate) async fn append(&self, append: Append) -> Result<Option<cloister_types::ResponseId>> {
+        let (sender, receiver) = oneshot::channel();
+        self.queue(Job::Append(Box::new(append), sender)).await?;
+        receiver.await.map_err(|_| stopped())?
+    }
+
+    async fn queue(&self, job: Job) -> Result<()> {
+        let queue = self.queue.clone().ok_or_else(stopped)?;
+        match queue.try_send(job) {
+            Ok(()) => Ok(()),
+            Err(mpsc::TrySendError::Full(job)) => {
+                let send = tokio::task::spawn_blocking(move || queue.send(job));
+                send.await.map_err(|_| stopped())?.map_err(|_| stopped())
+            }
+            Err(mpsc::TrySendError::Disconnected(_)) => Err(stopped()),
+        }
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::Broken("the committer has stopped".into())
 }
 
 impl Drop for Writer {
@@ -84,43 +152,106 @@ impl Drop for Writer {
 }
 
 /// One change must not undo its neighbours in the batch.
-fn in_savepoint<T>(connection: &Connection, change: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-    connection.execute_batch("SAVEPOINT job")?;
-    match change(connection) {
+fn in_savepoint<T>(db: &Connection, work: &mut impl FnMut(&Connection) -> Result<T>) -> Result<T> {
+    db.prepare_cached("SAVEPOINT job")?.execute([])?;
+    match work(db) {
         Ok(value) => {
-            connection.execute_batch("RELEASE job")?;
+            db.prepare_cached("RELEASE job")?.execute([])?;
             Ok(value)
         }
         Err(error) => {
-            connection.execute_batch("ROLLBACK TO job; RELEASE job")?;
+            db.execute_batch("ROLLBACK TO job; RELEASE job")?;
             Err(error)
         }
     }
 }
 
-fn commit_loop(connection: &Connection, jobs: &mpsc::Receiver<Job>) {
-    while let Ok(first) = jobs.recv() {
-        let mut open = connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from);
-        let mut deliveries = Vec::new();
-        for job in std::iter::once(first).chain(jobs.try_iter()).take(BATCH) {
-            match &open {
-                Ok(()) => deliveries.push(job.run(connection)),
-                // Without a transaction nothing may run: it would stand alone.
-                Err(error) => deliveries.push(job.refuse(error.clone())),
-            }
-            // SQLite rolls back by itself when the disk is full.
-            if open.is_ok() && connection.is_autocommit() {
-                open = Err(StoreError::Full);
-            }
+struct Committer {
+    connection: Connection,
+    lives: Arc<Lives>,
+    reserve: Arc<Reserve>,
+}
+
+impl Committer {
+    fn serve(self, jobs: &mpsc::Receiver<Job>) {
+        while let Ok(first) = jobs.recv() {
+            let batch: Vec<Job> = std::iter::once(first).chain(jobs.try_iter()).take(BATCH).collect();
+            self.batch(batch);
         }
-        let committed = open.and_then(|()| connection.execute_batch("COMMIT").map_err(StoreError::from));
+    }
+
+    fn batch(&self, mut batch: Vec<Job>) {
+        let mut staging = Staging::default();
+        let mut committed = self.commit(&mut batch, &mut staging);
+        if matches!(committed, Err(StoreError::Full)) && self.reserve.release() {
+            tracing::error!("the disk is full; the reserve is given up, and only what ends or removes something runs");
+            staging = Staging::default();
+            committed = self.commit(&mut batch, &mut staging);
+        }
         if let Err(error) = &committed {
             tracing::error!(%error, "commit failed");
-            // Fails if SQLite has rolled back by itself, as on a full disk.
-            let _ = connection.execute_batch("ROLLBACK");
         }
-        for deliver in deliveries {
-            deliver(committed.clone());
+        for (index, job) in batch.into_iter().enumerate() {
+            match job {
+                Job::Change(change) => change.deliver(committed.clone()),
+                Job::Append(append, sender) => {
+                    let outcome = staging.remove(&index).unwrap_or(Err(StoreError::Full));
+                    let outcome = committed.clone().and(outcome).map(|staged| staged.settle(&append, &self.lives));
+                    let _ = sender.send(outcome);
+                }
+            }
         }
+    }
+
+    /// Runs a batch in one transaction.
+    fn commit(&self, batch: &mut [Job], staging: &mut Staging) -> Result<()> {
+        let db = &self.connection;
+        db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let outcome = self.run(batch, staging);
+        let outcome = outcome.and_then(|()| {
+            db.prepare_cached("COMMIT")?.execute([])?;
+            Ok(())
+        });
+        // SQLite rolls back by itself when the disk is full, or does not.
+        if outcome.is_err() && !db.is_autocommit() {
+            let _ = db.execute_batch("ROLLBACK");
+        }
+        outcome
+    }
+
+    fn run(&self, batch: &mut [Job], staging: &mut Staging) -> Result<()> {
+        let mut busy = HashSet::new();
+        for (index, job) in batch.iter_mut().enumerate() {
+            let essential = match job {
+                Job::Change(change) => change.is_essential(),
+                Job::Append(append, _) => append.is_essential(),
+            };
+            let refused = !essential && self.reserve.is_released();
+            match job {
+                Job::Change(change) if refused => change.refuse(),
+                Job::Append(..) if refused => _ = staging.insert(index, Err(StoreError::Full)),
+                Job::Change(change) => {
+                    change.run(&self.connection);
+                    if change.is_full() && !self.reserve.is_released() {
+                        return Err(StoreError::Full);
+                    }
+                }
+                Job::Append(append, _) => {
+                    // A turn has one writer, which waits for each append.
+                    let fits = if busy.insert(append.turn().clone()) { Ok(()) } else { Err(StoreError::Stale) };
+                    let staged = fits.and_then(|()| append.stage(&self.connection, &self.lives));
+                    if let Err(error @ (StoreError::Full | StoreError::Broken(_))) = &staged {
+                        // Half of it may be in the transaction.
+                        return Err(error.clone());
+                    }
+                    staging.insert(index, staged);
+                }
+            }
+            // Whatever comes after a roll-back would stand alone.
+            if self.connection.is_autocommit() {
+                return Err(StoreError::Full);
+            }
+        }
+        Ok(())
     }
 }

@@ -86,6 +86,8 @@ codes! {
     RangeNotSatisfiable = "range_not_satisfiable", 416, Client, false;
     /// The idempotency key was used with another body or session.
     IdempotencyMismatch = "idempotency_mismatch", 422, Client, false;
+    /// As many messages wait for the session as may.
+    QueueFull = "queue_full", 429, Client, true;
     /// Too many sessions are at work at once.
     SessionLimit = "session_limit", 429, Client, true;
     /// The kernel lacks, or refuses, what the sandbox needs.
@@ -94,6 +96,8 @@ codes! {
     Unavailable = "unavailable", 503, Ours, true;
     /// The disk is full.
     StorageFull = "storage_full", 507, Configuration, true;
+    /// Stored bytes are not what was written: the disk, or somebody, changed them.
+    LogDamaged = "log_damaged", 500, Configuration, false;
     /// A fault of ours.
     Internal = "internal", 500, Ours, true;
 
@@ -103,6 +107,8 @@ codes! {
     TimeLimit = "time_limit", 500, Client, false;
     /// The turn reached its ceiling of tokens.
     TokenLimit = "token_limit", 500, Client, false;
+    /// The turn reached its ceiling of money.
+    SpendLimit = "spend_limit", 500, Client, false;
     /// The model provider refused the request, for good.
     ModelRejected = "model_rejected", 502, Upstream, false;
     /// The model provider could not be reached, or kept failing.

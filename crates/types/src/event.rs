@@ -1,6 +1,7 @@
 //! The event catalogue of a turn's stream.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -64,6 +65,11 @@ kinds! {
     RetryScheduled = "retry.scheduled";
     /// Additive: what the failed request had streamed is void.
     AttemptDiscarded = "attempt.discarded";
+    /// Additive: a turn that waited for its session begins.
+    TurnStarted = "turn.started";
+    /// Additive: the turn goes on after one of its processes was lost; says
+    /// from which number on the blocks before it are void.
+    TurnResumed = "turn.resumed";
     /// Terminal: success.
     MessageCompleted = "message.completed";
     /// Terminal: cancelled.
@@ -106,7 +112,7 @@ pub struct StoredEvent {
     /// The type.
     pub kind: EventKind,
     /// One line of JSON.
-    pub data: String,
+    pub data: Arc<str>,
 }
 
 /// A turn's terminal event: type and fields.

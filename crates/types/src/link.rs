@@ -1,7 +1,14 @@
 //! What travels between the server, a session's supervisor and its agent:
 //! JSON frames, each after its length as four big-endian bytes.
 //!
-//! Commands go down (server -> supervisor -> agent), facts come up.
+//! ```text
+//! server --Command--> supervisor --ToAgent--> agent
+//! server <--Signal--- supervisor <--FromAgent-- agent
+//!      \--- reads --- spool of Facts <--/
+//! ```
+//!
+//! Facts of a turn do not travel over the link: the supervisor writes them to
+//! the turn's spool and signals how far it reaches.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -97,15 +104,20 @@ impl FrameReader {
     }
 }
 
-/// Ceilings of one turn. The agent ends the turn at the first two, the
-/// supervisor enforces the third whatever the agent does.
+/// Ceilings of one turn, all attempts together. The agent keeps to them by
+/// itself; the supervisor enforces them whatever the agent does, and whether or
+/// not a server is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnLimits {
     /// Most model calls.
     pub steps: u32,
     /// Most tokens, all calls together.
     pub tokens: u64,
-    /// Longest time in milliseconds.
+    /// Most money in millionths of a dollar, by the model's prices; no limit
+    /// if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spend: Option<u64>,
+    /// Longest time in milliseconds; what is left of it for a turn that goes on.
     pub time_ms: u64,
 }
 
@@ -116,8 +128,12 @@ pub struct TurnStart {
     pub session_id: SessionId,
     /// The turn.
     pub response_id: ResponseId,
+    /// Which attempt at the turn this is, from 1.
+    pub attempt: u32,
     /// Number of the first event that the supervisor assigns.
     pub next_seq: u64,
+    /// Milliseconds that earlier attempts took.
+    pub elapsed_ms: u64,
     /// The model.
     pub model: ModelSpec,
     /// Base URL of the session's model listener.
@@ -130,14 +146,22 @@ pub struct TurnStart {
     pub context: String,
     /// Tell the agent about its memory?
     pub memory_hint: bool,
-    /// Earlier turns, then this turn's message as the last entry.
+    /// Earlier turns, then this turn's message and what earlier attempts have
+    /// added to it.
     pub conversation: Vec<Entry>,
+    /// Where in the conversation this turn's message stands.
+    pub turn_from: usize,
 }
 
-/// From the server to the supervisor, and from there to the agent.
+/// From the server to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Command {
+    /// First on a connection to a supervisor that lost its server.
+    Adopt {
+        /// Proves that the server knows which sandbox it talks to.
+        launch: String,
+    },
     /// Run a turn.
     Start(Box<TurnStart>),
     /// Cancel the turn that runs.
@@ -145,8 +169,32 @@ pub enum Command {
         /// Which one: a late cancel must not hit the next turn.
         response_id: ResponseId,
     },
+    /// The log holds the turn's spool up to here.
+    Stored {
+        /// The turn.
+        response_id: ResponseId,
+        /// The attempt.
+        attempt: u32,
+        /// Bytes.
+        offset: u64,
+    },
     /// End the sandbox and everything in it.
     Stop,
+}
+
+/// From the supervisor to the agent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum ToAgent {
+    /// Run a turn.
+    Start(Box<TurnStart>),
+    /// Stop working on it.
+    Cancel,
+    /// Everything sent before the [`FromAgent::Await`] of this ticket is on disk.
+    Durable {
+        /// The ticket.
+        ticket: u64,
+    },
 }
 
 /// How a turn ended.
@@ -183,6 +231,17 @@ pub enum FromAgent {
     },
     /// An entry of the conversation, complete.
     Entry(Entry),
+    /// These calls are about to start. Without their results, whoever comes
+    /// after knows that they may have had effects.
+    Intent {
+        /// Ids of the calls.
+        calls: Vec<String>,
+    },
+    /// Asks to be told once everything before this is on disk.
+    Await {
+        /// Comes back with the answer.
+        ticket: u64,
+    },
     /// The turn is over.
     End {
         /// How.
@@ -194,21 +253,12 @@ pub enum FromAgent {
     },
 }
 
-/// From the supervisor to the server.
-#[derive(Debug, Serialize, Deserialize)]
+/// What happened in a turn, as its supervisor saw it: the content of a spool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Fact {
-    /// The sandbox stands. The frame carries descriptors: the model listener.
-    Ready(Enforced),
-    /// The sandbox could not be made.
-    Unready {
-        /// What was tried, what the kernel answered, what to do.
-        message: String,
-    },
     /// An event, numbered.
     Event {
-        /// The turn.
-        response_id: ResponseId,
         /// Its number in the turn.
         seq: u64,
         /// Its type.
@@ -217,16 +267,14 @@ pub enum Fact {
         data: String,
     },
     /// An entry of the conversation.
-    Entry {
-        /// The turn.
-        response_id: ResponseId,
-        /// The entry.
-        entry: Entry,
+    Entry(Entry),
+    /// Calls that are about to start.
+    Intent {
+        /// Their ids.
+        calls: Vec<String>,
     },
-    /// A turn's last fact, right after its terminal event.
+    /// The turn's last fact, right after its terminal event.
     Ended {
-        /// The turn.
-        response_id: ResponseId,
         /// How.
         outcome: Outcome,
         /// Tokens used.
@@ -235,6 +283,55 @@ pub enum Fact {
         output_text: String,
         /// The sandbox was ended along with the turn.
         sandbox_gone: bool,
+    },
+}
+
+/// A fact with the time at which it happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spooled {
+    /// Milliseconds of work on the turn, all attempts together.
+    pub at_ms: u64,
+    /// The fact.
+    pub fact: Fact,
+}
+
+/// The turn that a supervisor is at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spooling {
+    /// The turn.
+    pub response_id: ResponseId,
+    /// The attempt.
+    pub attempt: u32,
+    /// Bytes in its spool.
+    pub offset: u64,
+}
+
+/// From the supervisor to the server.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Signal {
+    /// The sandbox stands. The frame carries descriptors: the model listener,
+    /// and a pipe that ends with the supervisor.
+    Ready(Enforced),
+    /// The sandbox could not be made.
+    Unready {
+        /// What was tried, what the kernel answered, what to do.
+        message: String,
+    },
+    /// The answer to [`Command::Adopt`], with the descriptors of `Ready`.
+    Standing {
+        /// What holds for the sandbox.
+        enforced: Enforced,
+        /// The turn that runs, if one does.
+        turn: Option<Spooling>,
+    },
+    /// The turn's spool has grown.
+    Spooled(Spooling),
+    /// The spool takes no more: the disk is full, or broken. The sandbox has
+    /// ended; what stands in the spool is whole.
+    SpoolFailed {
+        /// The system's words.
+        message: String,
     },
 }
 

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::transcript::Usage;
+
 /// The protocol that a model's provider speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -24,8 +26,35 @@ impl Wire {
     }
 }
 
+/// What tokens cost, in dollars a million. One dollar a million tokens is a
+/// millionth of a dollar a token, the unit in which sums are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Price {
+    /// Input that came from no cache.
+    pub input: f64,
+    /// Output.
+    pub output: f64,
+    /// Input that the provider read from its cache.
+    pub cache_read: f64,
+    /// Input that the provider wrote to its cache.
+    pub cache_write: f64,
+}
+
+impl Price {
+    /// What this usage costs, in millionths of a dollar, rounded up.
+    #[must_use]
+    pub fn of(&self, usage: &Usage) -> u64 {
+        let cost = self.input * usage.input_tokens as f64
+            + self.output * usage.output_tokens as f64
+            + self.cache_read * usage.cache_read_tokens as f64
+            + self.cache_write * usage.cache_write_tokens as f64;
+        cost.ceil() as u64
+    }
+}
+
 /// A model, as told to the agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {
     /// Name in the catalogue; also the first part of the path at the listener.
     pub name: String,
@@ -37,4 +66,7 @@ pub struct ModelSpec {
     pub max_output_tokens: u32,
     /// Tokens that the model may think, if it is to think at all.
     pub thinking_tokens: Option<u32>,
+    /// What its tokens cost; nothing if left out.
+    #[serde(default)]
+    pub price: Price,
 }

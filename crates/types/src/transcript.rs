@@ -6,6 +6,25 @@ use serde_json::Value;
 
 use crate::model::Wire;
 
+/// Why an answer of a model ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    /// The model is done.
+    #[default]
+    End,
+    /// It waits for tool results.
+    Tools,
+    /// It reached the limit of one answer.
+    MaxTokens,
+    /// It wants to go on in another call.
+    Pause,
+    /// It declined.
+    Refusal,
+    /// The conversation no longer fits.
+    ContextFull,
+}
+
 /// One entry of the conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "snake_case")]
@@ -25,6 +44,16 @@ pub enum Entry {
         /// The blocks, in the shape of Anthropic's content blocks, with every
         /// unknown field and kind kept.
         blocks: Vec<Value>,
+        /// Calls whose arguments were not JSON: id and how the text began.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        malformed: Vec<(String, String)>,
+        /// Why it ended. With the two fields around it, this is all that a
+        /// successor needs to go on where an agent was killed.
+        #[serde(default)]
+        stop: Stop,
+        /// Tokens of this call.
+        #[serde(default)]
+        usage: Usage,
     },
     /// What a tool answered.
     ToolResult {
@@ -66,4 +95,17 @@ impl Usage {
         self.total_tokens = self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens;
         self.estimated |= call.estimated;
     }
+}
+
+/// What the model calls among these entries took: how many, and their tokens.
+#[must_use]
+pub fn spent(entries: &[Entry]) -> (u32, Usage) {
+    let mut total = (0, Usage::default());
+    for entry in entries {
+        if let Entry::Assistant { usage, .. } = entry {
+            total.0 += 1;
+            total.1.add(usage);
+        }
+    }
+    total
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::link::Enforced;
 use crate::scope::FileAccess;
-use crate::transcript::Usage;
+use crate::transcript::{Entry, Usage};
 use crate::{ErrorCode, ResponseId, SessionId};
 
 /// Body of `POST /v1/sessions`. Every field may be left out, and so may the body.
@@ -48,6 +48,8 @@ pub enum SessionStatus {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum TurnStatus {
+    /// It waits for the session to finish another.
+    Queued,
     /// It runs.
     InProgress,
     /// It succeeded.
@@ -63,6 +65,7 @@ impl TurnStatus {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Queued => "queued",
             Self::InProgress => "in_progress",
             Self::Completed => "completed",
             Self::Cancelled => "cancelled",
@@ -73,9 +76,15 @@ impl TurnStatus {
     /// Reads the name.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::InProgress, Self::Completed, Self::Cancelled, Self::Failed]
+        [Self::Queued, Self::InProgress, Self::Completed, Self::Cancelled, Self::Failed]
             .into_iter()
             .find(|status| status.as_str() == text)
+    }
+
+    /// Has the turn its terminal event?
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        !matches!(self, Self::Queued | Self::InProgress)
     }
 }
 
@@ -131,6 +140,9 @@ pub struct SessionRecord {
     pub file_access: FileAccess,
     /// The model in use.
     pub model: String,
+    /// Messages that wait for the running one.
+    #[serde(default)]
+    pub queued: u32,
     /// The running turn, if there is one.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub current_response_id: Option<ResponseId>,
@@ -146,6 +158,100 @@ pub struct SessionRecord {
 pub struct SendMessage {
     /// Text or markdown, not empty.
     pub message: String,
+    /// What to do if the session is working on another message.
+    #[serde(default, skip_serializing_if = "OnBusy::is_reject")]
+    pub on_busy: OnBusy,
+}
+
+/// What becomes of a message to a session that is working.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OnBusy {
+    /// 409 `session_busy`.
+    #[default]
+    Reject,
+    /// It waits, durably, and runs when those before it have ended.
+    Queue,
+    /// The running turn is cancelled; then this one runs, before any that wait.
+    Interrupt,
+}
+
+impl OnBusy {
+    /// Is it the default?
+    #[must_use]
+    pub fn is_reject(&self) -> bool {
+        *self == Self::Reject
+    }
+}
+
+/// A turn, running or ended: `GET /v1/sessions/{id}/responses/{rid}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Response {
+    /// The turn.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub id: ResponseId,
+    /// Its session.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub session_id: SessionId,
+    /// Where it stands.
+    pub status: TurnStatus,
+    /// When it was accepted, Unix seconds.
+    pub created_at: f64,
+    /// When it ended, Unix seconds.
+    pub completed_at: Option<f64>,
+    /// Text of the final answer, once it has ended.
+    pub output_text: String,
+    /// Tokens used, once it has ended.
+    pub usage: Usage,
+    /// Why it failed, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+    /// Number of the last event so far.
+    pub last_sequence_number: u64,
+    /// How often it was begun: more than 1 after a process was lost.
+    pub attempts: u32,
+    /// The turn's part of the transcript, one page.
+    pub output: Vec<TranscriptEntry>,
+    /// Cursor of the next page, if there is one.
+    pub next: Option<String>,
+}
+
+/// A page of a session's transcript.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Transcript {
+    /// The entries, oldest first.
+    pub data: Vec<TranscriptEntry>,
+    /// Cursor of the next page: pass it as `after`. None at the end.
+    pub next: Option<String>,
+}
+
+/// A page of a session's turns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Responses {
+    /// The turns, oldest first, without their output.
+    pub data: Vec<Response>,
+    /// Cursor of the next page: pass it as `after`. None at the end.
+    pub next: Option<String>,
+}
+
+/// One entry of a transcript.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TranscriptEntry {
+    /// The turn.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub response_id: ResponseId,
+    /// Its place in the transcript, as a cursor.
+    pub cursor: String,
+    /// `user`, `assistant` or `tool_result`, with the fields of that role:
+    /// `text`; `model` and `blocks`; `id`, `content` and `is_error`.
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    #[serde(flatten)]
+    pub entry: Entry,
 }
 
 /// Answer to a cancel.
