@@ -83,6 +83,9 @@ mod tests {
                     .into_iter()
                     .map(|id| json!({"type": "tool_use", "id": id, "name": "bash", "input": {}}))
                     .collect(),
+                malformed: vec![],
+                stop: Default::default(),
+                usage: Default::default(),
             }),
             (id(), "[a-c]").prop_map(|(id, content)| Entry::ToolResult { id, content, is_error: false }),
         ]

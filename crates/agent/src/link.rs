@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream as StdStream;
 
 use cloister_types::event::EventKind;
-use cloister_types::link::{Command, FrameReader, FromAgent, encode};
+use cloister_types::link::{FrameReader, FromAgent, ToAgent, encode};
 use cloister_types::transcript::Entry;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,13 +12,13 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
 /// Takes the link from standard input, which no tool may inherit.
-pub(crate) fn take() -> std::io::Result<(Commands, Facts)> {
+pub(crate) fn take() -> std::io::Result<(Commands, OwnedWriteHalf)> {
     let socket = StdStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     socket.set_nonblocking(true)?;
     let (read, write) = UnixStream::from_std(socket)?.into_split();
-    Ok((Commands { socket: read, reader: FrameReader::default() }, Facts { socket: write }))
+    Ok((Commands { socket: read, reader: FrameReader::default() }, write))
 }
 
 /// Commands that come down.
@@ -29,7 +29,7 @@ pub(crate) struct Commands {
 
 impl Commands {
     /// The next command; `None` when the supervisor is gone.
-    pub(crate) async fn next(&mut self) -> std::io::Result<Option<Command>> {
+    pub(crate) async fn next(&mut self) -> std::io::Result<Option<ToAgent>> {
         let mut buffer = vec![0; 64 << 10];
         loop {
             if let Some(command) = self.reader.next_frame().map_err(std::io::Error::other)? {
@@ -42,28 +42,53 @@ impl Commands {
         }
     }
 
-    /// Listens in the background: the receiver turns true on a cancel. Without
-    /// a supervisor there is nobody to work for, so that ends the process.
-    pub(crate) fn watch_for_cancel(mut self) -> watch::Receiver<bool> {
-        let (sender, receiver) = watch::channel(false);
+    /// Listens in the background: the first receiver turns true on a cancel,
+    /// the second holds the last ticket that is on disk. Without a supervisor
+    /// there is nobody to work for, so that ends the process.
+    pub(crate) fn listen(mut self) -> (watch::Receiver<bool>, watch::Receiver<u64>) {
+        let (cancel, cancelled) = watch::channel(false);
+        let (disk, durable) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok(Some(command)) = self.next().await {
-                if matches!(command, Command::Cancel { .. }) {
-                    let _ = sender.send(true);
+                match command {
+                    ToAgent::Cancel => _ = cancel.send(true),
+                    ToAgent::Durable { ticket } => _ = disk.send(ticket),
+                    ToAgent::Start(_) => break,
                 }
             }
             std::process::exit(1);
         });
-        receiver
+        (cancelled, durable)
     }
 }
 
 /// Facts that go up, in order. A write waits while the supervisor is behind.
 pub(crate) struct Facts {
     socket: OwnedWriteHalf,
+    durable: watch::Receiver<u64>,
+    ticket: u64,
 }
 
 impl Facts {
+    pub(crate) fn new(socket: OwnedWriteHalf, durable: watch::Receiver<u64>) -> Self {
+        Self { socket, durable, ticket: 0 }
+    }
+
+    /// Waits until everything sent so far is on disk; false if a cancel came
+    /// first, upon which it is never said.
+    pub(crate) async fn settled(&mut self, cancel: &mut watch::Receiver<bool>) -> std::io::Result<bool> {
+        self.ticket += 1;
+        self.send(&FromAgent::Await { ticket: self.ticket }).await?;
+        let wanted = self.ticket;
+        tokio::select! {
+            biased;
+            _ = cancel.wait_for(|cancelled| *cancelled) => Ok(false),
+            durable = self.durable.wait_for(|ticket| *ticket >= wanted) => {
+                durable.map(|_| true).map_err(|_| std::io::Error::other("the supervisor is gone"))
+            }
+        }
+    }
+
     /// Sends one fact.
     pub(crate) async fn send(&mut self, fact: &FromAgent) -> std::io::Result<()> {
         let frame = encode(fact).map_err(std::io::Error::other)?;

@@ -24,8 +24,8 @@ rather than rewrite: other sessions share it). You may add more files beside it.
 pub(crate) fn system(start: &TurnStart) -> String {
     let mut text = BASE.to_owned();
     text.push_str(&format!(
-        "\n\nYour private scratch folder, which ends with this session, is .sessions/{}/. Programs that a tool leaves running may be ended \
-         once you have answered.",
+        "\n\nYour private scratch folder, which ends with this session, is .sessions/{}/. Programs that a tool leaves running are ended as \
+         soon as you have answered; a later message finds files, not processes.",
         start.session_id
     ));
     if start.memory_hint {

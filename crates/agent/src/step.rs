@@ -12,7 +12,8 @@
 
 use cloister_types::ErrorCode;
 use cloister_types::link::{Outcome, TurnLimits};
-use cloister_types::transcript::Usage;
+use cloister_types::model::Price;
+use cloister_types::transcript::{Entry, Usage};
 
 use crate::history::{Call, calls};
 use crate::wire::{Answer, Stop};
@@ -29,6 +30,16 @@ pub enum Task {
         /// What the model reads.
         why: String,
     },
+}
+
+impl Task {
+    /// The call that it is about.
+    #[must_use]
+    pub fn call(&self) -> &Call {
+        match self {
+            Self::Run(call) | Self::Refuse { call, .. } => call,
+        }
+    }
 }
 
 /// What to do next.
@@ -49,6 +60,7 @@ const MALFORMED_IN_A_ROW: u32 = 3;
 #[derive(Debug, Clone)]
 pub struct Steps {
     limits: TurnLimits,
+    price: Price,
     taken: u32,
     malformed: u32,
     usage: Usage,
@@ -57,8 +69,39 @@ pub struct Steps {
 impl Steps {
     /// A turn that has just begun.
     #[must_use]
-    pub fn new(limits: TurnLimits) -> Self {
-        Self { limits, taken: 0, malformed: 0, usage: Usage::default() }
+    pub fn new(limits: TurnLimits, price: Price) -> Self {
+        Self { limits, price, taken: 0, malformed: 0, usage: Usage::default() }
+    }
+
+    /// A turn as its entries tell it, its message first, and what comes next.
+    /// Every answer is judged again as it was the first time; calls that have
+    /// their results are not made again.
+    #[must_use]
+    pub fn take_up(limits: TurnLimits, price: Price, so_far: &[Entry]) -> (Self, Action) {
+        let mut steps = Self::new(limits, price);
+        let mut action = None;
+        for entry in so_far {
+            match entry {
+                Entry::User { .. } => {}
+                Entry::Assistant { blocks, malformed, stop, usage, .. } => {
+                    // An answer that asked for another call has counted it.
+                    steps.taken += u32::from(!matches!(action, Some(Action::CallModel)));
+                    let (blocks, malformed) = (blocks.clone(), malformed.clone());
+                    action = Some(steps.answered(&Answer { blocks, malformed, stop: *stop, usage: *usage }));
+                }
+                Entry::ToolResult { id, .. } => {
+                    if let Some(Action::RunTools(tasks)) = &mut action {
+                        tasks.retain(|task| task.call().id != *id);
+                    }
+                }
+            }
+        }
+        let action = match action {
+            Some(Action::RunTools(tasks)) if tasks.is_empty() => steps.before_call(),
+            Some(action) => action,
+            None => steps.before_call(),
+        };
+        (steps, action)
     }
 
     /// Tokens so far.
@@ -76,17 +119,8 @@ impl Steps {
     /// Before a model call: may it be made?
     pub fn before_call(&mut self) -> Action {
         let failed = |code, message| Action::End(Outcome::Failed { code, message });
-        if self.taken >= self.limits.steps {
-            return failed(
-                ErrorCode::StepLimit,
-                format!("the turn reached its limit of {} model calls", self.limits.steps),
-            );
-        }
-        if self.usage.total_tokens >= self.limits.tokens {
-            return failed(
-                ErrorCode::TokenLimit,
-                format!("the turn reached its limit of {} tokens", self.limits.tokens),
-            );
+        if let Some((code, message)) = self.limits.reached(self.taken, &self.usage, &self.price) {
+            return failed(code, message);
         }
         self.taken += 1;
         Action::CallModel
@@ -141,10 +175,15 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
+    fn limits(steps: u32, tokens: u64) -> TurnLimits {
+        TurnLimits { steps, tokens, spend: None, time_ms: 1 }
+    }
+
     fn steps(steps: u32, tokens: u64) -> Steps {
-        Steps::new(TurnLimits { steps, tokens, time_ms: 1 })
+        Steps::new(limits(steps, tokens), Price::default())
     }
 
     fn answer(stop: Stop, ids: &[&str]) -> Answer {
@@ -205,5 +244,74 @@ mod tests {
         assert!(matches!(turn.answered(&bad), Action::RunTools(tasks) if matches!(tasks[..], [Task::Refuse { .. }])));
         assert!(matches!(turn.answered(&bad), Action::RunTools(_)));
         assert_eq!(ends_with(&turn.answered(&bad)), Some(ErrorCode::ModelRejected));
+    }
+
+    #[test]
+    fn money_is_a_ceiling_too() {
+        let limits = TurnLimits { spend: Some(30), ..limits(9, 1000) };
+        let mut turn = Steps::new(limits, Price { input: 1.5, ..Price::default() });
+        for want in [None, None, Some(ErrorCode::SpendLimit)] {
+            let next = turn.before_call();
+            assert_eq!(ends_with(&next), want);
+            if want.is_none() {
+                turn.answered(&answer(Stop::Tools, &["a"]));
+            }
+        }
+    }
+
+    fn stop() -> impl Strategy<Value = Stop> {
+        prop_oneof![
+            4 => Just(Stop::Tools),
+            1 => Just(Stop::End),
+            1 => Just(Stop::MaxTokens),
+            1 => Just(Stop::Pause),
+            1 => Just(Stop::Refusal),
+        ]
+    }
+
+    proptest! {
+        // An agent that is killed anywhere and one that is not decide the same.
+        #[test]
+        fn a_successor_goes_on_where_the_log_ends(
+            stops in proptest::collection::vec((stop(), 0..3usize, any::<bool>()), 1..8),
+            most in 1..6u32,
+        ) {
+            let mut entries = vec![Entry::User { text: "go".into() }];
+            let mut turn = steps(most, 65);
+            let mut next = turn.before_call();
+            for (index, (stop, calls, bad)) in stops.into_iter().enumerate() {
+                let (taken_up, action) = Steps::take_up(limits(most, 65), Price::default(), &entries);
+                prop_assert_eq!(&action, &next);
+                prop_assert_eq!((taken_up.taken(), taken_up.usage()), (turn.taken(), turn.usage()));
+                if next != Action::CallModel {
+                    break;
+                }
+                let ids: Vec<String> = (0..calls).map(|n| format!("{index}_{n}")).collect();
+                let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+                let mut answer = answer(stop, &ids);
+                if bad && let Some(id) = ids.first() {
+                    answer.malformed.push(((*id).to_owned(), "{".to_owned()));
+                }
+                entries.push(Entry::Assistant {
+                    wire: cloister_types::model::Wire::OpenaiChat,
+                    model: "m".into(),
+                    blocks: answer.blocks.clone(),
+                    malformed: answer.malformed.clone(),
+                    stop: answer.stop,
+                    usage: answer.usage,
+                });
+                next = turn.answered(&answer);
+                while let Action::RunTools(tasks) = &mut next {
+                    let (_, action) = Steps::take_up(limits(most, 65), Price::default(), &entries);
+                    if tasks.is_empty() {
+                        next = turn.before_call();
+                        break;
+                    }
+                    prop_assert_eq!(action, Action::RunTools(tasks.clone()));
+                    let id = tasks.remove(0).call().id.clone();
+                    entries.push(Entry::ToolResult { id, content: "r".into(), is_error: false });
+                }
+            }
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! The driver of a turn: does what [`crate::step`] decides.
 
 use cloister_types::event::EventKind;
-use cloister_types::link::{Command, FromAgent, Outcome, TurnStart};
-use cloister_types::transcript::Entry;
+use cloister_types::link::{FromAgent, Outcome, ToAgent, TurnStart};
+use cloister_types::transcript::{Entry, Stop, Usage};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -22,22 +22,36 @@ pub async fn run() -> std::io::Result<()> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     // Orphans of tools come to us instead of init, so they can be found.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?;
-    let (mut commands, mut facts) = link::take()?;
+    let (mut commands, socket) = link::take()?;
     let start = match commands.next().await? {
-        Some(Command::Start(start)) => start,
+        Some(ToAgent::Start(start)) => *start,
         _ => return Err(std::io::Error::other("expected a turn")),
     };
-    let cancel = commands.watch_for_cancel();
+    let (cancel, durable) = commands.listen();
+    let mut facts = Facts::new(socket, durable);
+    let (steps, action) = Steps::take_up(start.limits, start.model.price, turn_so_far(&start));
     let mut turn = Turn {
-        toolbox: Toolbox::new(&start.session_id, &start.response_id),
-        steps: Steps::new(start.limits),
+        toolbox: Toolbox::new(&start.session_id, &start.response_id, start.attempt),
+        steps,
+        output_text: turn_so_far(&start).iter().rev().find_map(text_of).unwrap_or_default(),
         conversation: start.conversation.clone(),
-        start: *start,
-        output_text: String::new(),
+        start,
     };
-    let outcome = turn.work(&mut facts, cancel).await?;
+    let outcome = turn.work(&mut facts, action, cancel).await?;
     let end = FromAgent::End { outcome, usage: turn.steps.usage(), output_text: turn.output_text };
     facts.send(&end).await
+}
+
+/// What earlier attempts have added to this turn, its message first.
+fn turn_so_far(start: &TurnStart) -> &[Entry] {
+    start.conversation.get(start.turn_from..).unwrap_or_default()
+}
+
+/// The text of an answer, if it has one.
+fn text_of(entry: &Entry) -> Option<String> {
+    let Entry::Assistant { blocks, .. } = entry else { return None };
+    let texts = blocks.iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str());
+    Some(texts.collect::<String>()).filter(|text| !text.is_empty())
 }
 
 struct Turn {
@@ -49,13 +63,22 @@ struct Turn {
 }
 
 impl Turn {
-    async fn work(&mut self, facts: &mut Facts, mut cancel: watch::Receiver<bool>) -> std::io::Result<Outcome> {
+    async fn work(
+        &mut self,
+        facts: &mut Facts,
+        mut action: Action,
+        mut cancel: watch::Receiver<bool>,
+    ) -> std::io::Result<Outcome> {
         let system = crate::prompt::system(&self.start);
         let schemas = tools::schemas();
-        let mut action = self.steps.before_call();
         loop {
             action = match action {
                 Action::End(outcome) => return Ok(outcome),
+                // The results that the call is about to show the model are on
+                // disk before the model can act on them.
+                Action::CallModel if self.steps.taken() > 1 && !facts.settled(&mut cancel).await? => {
+                    return Ok(Outcome::Cancelled);
+                }
                 Action::CallModel => {
                     let body = wire::request(&self.start.model, &system, &repair(&self.conversation), &schemas);
                     let mut partial = String::new();
@@ -89,20 +112,17 @@ impl Turn {
 
     /// The answer is recorded before any of its tools runs.
     async fn remember_answer(&mut self, facts: &mut Facts, answer: &wire::Answer) -> std::io::Result<()> {
-        let text: String = answer
-            .blocks
-            .iter()
-            .filter(|block| block["type"] == "text")
-            .filter_map(|block| block["text"].as_str())
-            .collect();
-        if !text.is_empty() {
-            self.output_text = text;
-        }
         let entry = Entry::Assistant {
             wire: self.start.model.wire,
             model: self.start.model.upstream_model.clone(),
             blocks: answer.blocks.clone(),
+            malformed: answer.malformed.iter().map(|(id, text)| (id.clone(), beginning(text))).collect(),
+            stop: answer.stop,
+            usage: answer.usage,
         };
+        if let Some(text) = text_of(&entry) {
+            self.output_text = text;
+        }
         facts.entry(&entry).await?;
         self.conversation.push(entry);
         Ok(())
@@ -115,8 +135,9 @@ impl Turn {
         }
         let text = format!("{text}\n[cancelled here by the user]");
         let blocks = vec![json!({"type": "text", "text": text})];
-        let start = &self.start.model;
-        facts.entry(&Entry::Assistant { wire: start.wire, model: start.upstream_model.clone(), blocks }).await
+        let (wire, model) = (self.start.model.wire, self.start.model.upstream_model.clone());
+        let (malformed, stop, usage) = (Vec::new(), Stop::End, Usage::default());
+        facts.entry(&Entry::Assistant { wire, model, blocks, malformed, stop, usage }).await
     }
 
     /// Runs the calls of one answer. Neighbours that only read run side by
@@ -134,6 +155,11 @@ impl Turn {
             let mut batch = vec![task];
             while is_shared(&batch[0]) && rest.peek().is_some_and(is_shared) {
                 batch.extend(rest.next());
+            }
+            if !cancelled {
+                // Before anything is done, it is on disk that it may be done.
+                facts.send(&FromAgent::Intent { calls: batch.iter().filter_map(about_to_run).collect() }).await?;
+                cancelled = !facts.settled(cancel).await?;
             }
             let outputs = if cancelled {
                 batch
@@ -158,6 +184,18 @@ impl Turn {
         facts.entry(&entry).await?;
         self.conversation.push(entry);
         facts.event(EventKind::ToolResult, json!({"id": call.id, "content": content, "is_error": is_error})).await
+    }
+}
+
+/// Enough of a malformed call's text for a model to know it again.
+fn beginning(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+fn about_to_run(task: &Task) -> Option<String> {
+    match task {
+        Task::Run(call) => Some(call.id.clone()),
+        Task::Refuse { .. } => None,
     }
 }
 

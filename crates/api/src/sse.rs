@@ -10,20 +10,29 @@ use cloister_session::Subscription;
 use cloister_types::event::StoredEvent;
 use futures_util::stream;
 
+use crate::error::Answer;
+
 /// Silence after which a comment is sent. It has no `id:`, so no cursor moves.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Streams from the subscription's cursor to the terminal event. Each client
 /// pulls pages at its own pace: a slow one holds one page and nobody else.
-pub(crate) fn response(subscription: Subscription) -> Response {
+///
+/// # Errors
+/// What is there already cannot be read: said while a status can still say it.
+pub(crate) async fn response(mut subscription: Subscription) -> Answer<Response> {
     let turn = subscription.turn().to_string();
-    let body = Body::from_stream(stream::unfold(subscription, |mut subscription| async move {
-        let page = tokio::time::timeout(HEARTBEAT, subscription.page()).await;
+    let first = subscription.ready().await?;
+    let body = Body::from_stream(stream::unfold((first, subscription), |(first, mut subscription)| async move {
+        let page = match first {
+            Some(events) => Ok(Ok(Some(events))),
+            None => tokio::time::timeout(HEARTBEAT, subscription.page()).await,
+        };
         match page {
-            Err(_) => Some((Ok(Bytes::from_static(b": ping\n\n")), subscription)),
-            Ok(Ok(Some(events))) => Some((Ok(frames(&events)), subscription)),
+            Err(_) => Some((Ok(Bytes::from_static(b": ping\n\n")), (None, subscription))),
+            Ok(Ok(Some(events))) => Some((Ok(frames(&events)), (None, subscription))),
             Ok(Ok(None)) => None,
-            Ok(Err(error)) => Some((Err(error), subscription)),
+            Ok(Err(error)) => Some((Err(error), (None, subscription))),
         }
     }));
     let mut response = Response::new(body);
@@ -34,7 +43,7 @@ pub(crate) fn response(subscription: Subscription) -> Response {
     if let Ok(value) = HeaderValue::from_str(&turn) {
         headers.insert("x-response-id", value);
     }
-    response
+    Ok(response)
 }
 
 fn frames(events: &[StoredEvent]) -> Bytes {

@@ -105,6 +105,9 @@ pub(crate) struct ServeArguments {
     /// Address to listen on.
     #[arg(long)]
     pub(crate) listen: Option<SocketAddr>,
+    /// File to write, once the API answers, with {"url"}.
+    #[arg(long)]
+    pub(crate) ready_file: Option<PathBuf>,
     /// Accept models that are no language models.
     #[arg(long)]
     pub(crate) allow_scripted: bool,

@@ -5,7 +5,8 @@ mod stream;
 use std::time::Duration;
 
 use cloister_types::wire::{
-    CancelAnswer, CreateSession, Deleted, ErrorBody, FileEntry, FileWritten, Health, SendMessage, SessionRecord,
+    CancelAnswer, CreateSession, Deleted, ErrorBody, FileEntry, FileWritten, Health, OnBusy, Response as TurnResponse,
+    SendMessage, SessionRecord, Transcript,
 };
 use cloister_types::{ErrorCode, ResponseId, SessionId, WorkspacePath};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -167,9 +168,21 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn message(&self, id: &SessionId, text: &str, idempotency_key: Option<&str>) -> Result<Events> {
-        let mut request = self
-            .request(Method::POST, &format!("/v1/sessions/{id}/messages"))
-            .json(&SendMessage { message: text.to_owned() });
+        let message = SendMessage { message: text.to_owned(), on_busy: OnBusy::Reject };
+        self.send_message(id, &message, idempotency_key).await
+    }
+
+    /// The same, with a word on what to do if the session is at work.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn send_message(
+        &self,
+        id: &SessionId,
+        message: &SendMessage,
+        idempotency_key: Option<&str>,
+    ) -> Result<Events> {
+        let mut request = self.request(Method::POST, &format!("/v1/sessions/{id}/messages")).json(message);
         if let Some(key) = idempotency_key {
             request = request.header("idempotency-key", key);
         }
@@ -194,6 +207,24 @@ impl Client {
             request = request.header("last-event-id", after);
         }
         self.send(request).await
+    }
+
+    /// A turn with the first page of its output; waits up to `wait` seconds
+    /// for its end.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn response(&self, id: &SessionId, turn: &ResponseId, wait: u64) -> Result<TurnResponse> {
+        self.json(self.request(Method::GET, &format!("/v1/sessions/{id}/responses/{turn}?wait={wait}"))).await
+    }
+
+    /// A page of the transcript, after a cursor.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn transcript(&self, id: &SessionId, after: Option<&str>, limit: usize) -> Result<Transcript> {
+        let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+        self.json(self.request(Method::GET, &format!("/v1/sessions/{id}/messages?limit={limit}{after}"))).await
     }
 
     /// Cancels a turn.

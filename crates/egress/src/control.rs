@@ -33,7 +33,8 @@ pub struct Upstream {
 pub enum Order {
     /// The models of the tenant, by name. First, once.
     Models(BTreeMap<String, Upstream>),
-    /// Serve a session's listener, which comes along.
+    /// Serve a session's listener, which comes along, with the pipe at whose
+    /// end the session is somebody else's to serve, or nobody's.
     Attach {
         /// Whose it is.
         session: SessionId,
@@ -54,13 +55,12 @@ const MAX: usize = 128 << 10;
 ///
 /// # Errors
 /// Egress is gone, or the order is too large.
-pub fn send(socket: impl AsFd, order: &Order, listener: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+pub fn send(socket: impl AsFd, order: &Order, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     let body = serde_json::to_vec(order)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<_> = listener.into_iter().collect();
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(std::io::Error::other("no room for the descriptor"));
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(std::io::Error::other("no room for the descriptors"));
     }
     sendmsg(socket, &[IoSlice::new(&body)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
@@ -70,21 +70,21 @@ pub fn send(socket: impl AsFd, order: &Order, listener: Option<BorrowedFd<'_>>) 
 ///
 /// # Errors
 /// The socket broke, or carries something else.
-pub fn receive(socket: impl AsFd) -> std::io::Result<Option<(Order, Option<OwnedFd>)>> {
+pub fn receive(socket: impl AsFd) -> std::io::Result<Option<(Order, Vec<OwnedFd>)>> {
     let mut body = vec![0; MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::io::retry_on_intr(|| {
         recvmsg(&socket, &mut [IoSliceMut::new(&mut body)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
     })?;
-    let mut listener = None;
+    let mut received = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
-            listener = fds.last();
+            received.extend(fds);
         }
     }
     if got.bytes == 0 {
         return Ok(None);
     }
-    Ok(Some((serde_json::from_slice(&body[..got.bytes])?, listener)))
+    Ok(Some((serde_json::from_slice(&body[..got.bytes])?, received)))
 }

@@ -10,7 +10,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::control::{self, Order, Upstream};
 use crate::forward::{self, Clients};
@@ -33,7 +33,9 @@ pub(crate) struct Session {
     pub(crate) tenant: Arc<Tenant>,
 }
 
-/// Runs the role on the control socket until the server hangs up.
+/// Runs the role on the control socket. When the server hangs up, the sessions
+/// that it gave are served on, each until its lifeline ends: they have turns
+/// that go on without a server.
 ///
 /// # Errors
 /// The control socket is none, or speaks something else.
@@ -46,12 +48,18 @@ pub async fn main(control: OwnedFd) -> Result<(), Box<dyn std::error::Error + Se
     };
     let tenant = Arc::new(Tenant { models, clients: Clients::new()? });
     let mut serving: HashMap<SessionId, AbortHandle> = HashMap::new();
-    while let Some((order, listener)) = orders.recv().await {
-        match (order, listener) {
-            (Order::Attach { session, models }, Some(listener)) => {
+    let mut tasks = JoinSet::new();
+    loop {
+        let order = tokio::select! {
+            order = orders.recv() => order,
+            Some(_) = tasks.join_next() => continue,
+        };
+        let Some((order, fds)) = order else { break };
+        match (order, <[OwnedFd; 2]>::try_from(fds)) {
+            (Order::Attach { session, models }, Ok([listener, lifeline])) => {
                 let who = Arc::new(Session { id: session.clone(), models, tenant: tenant.clone() });
-                let task = tokio::spawn(accept(who, listener));
-                if let Some(old) = serving.insert(session, task.abort_handle()) {
+                let task = tasks.spawn(accept(who, listener, lifeline));
+                if let Some(old) = serving.insert(session, task) {
                     old.abort();
                 }
             }
@@ -63,11 +71,12 @@ pub async fn main(control: OwnedFd) -> Result<(), Box<dyn std::error::Error + Se
             (order, _) => tracing::error!(?order, "an order that makes no sense"),
         }
     }
+    while tasks.join_next().await.is_some() {}
     Ok(())
 }
 
 /// Orders from the socket, on a thread that may block.
-fn listen(control: OwnedFd) -> mpsc::Receiver<(Order, Option<OwnedFd>)> {
+fn listen(control: OwnedFd) -> mpsc::Receiver<(Order, Vec<OwnedFd>)> {
     let (sender, receiver) = mpsc::channel(64);
     tokio::task::spawn_blocking(move || {
         loop {
@@ -88,7 +97,7 @@ fn listen(control: OwnedFd) -> mpsc::Receiver<(Order, Option<OwnedFd>)> {
     receiver
 }
 
-async fn accept(session: Arc<Session>, listener: OwnedFd) {
+async fn accept(session: Arc<Session>, listener: OwnedFd, lifeline: OwnedFd) {
     let listener = std::net::TcpListener::from(listener);
     let listener = match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
         Ok(listener) => listener,
@@ -97,14 +106,17 @@ async fn accept(session: Arc<Session>, listener: OwnedFd) {
             return;
         }
     };
+    let over = ended(lifeline);
+    tokio::pin!(over);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     // Connections end with this task: a detached session calls nothing more.
-    let mut connections = tokio::task::JoinSet::new();
+    let mut connections = JoinSet::new();
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let socket = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
+            () = &mut over => break,
         };
         match socket {
             Ok((socket, _)) => {
@@ -115,6 +127,21 @@ async fn accept(session: Arc<Session>, listener: OwnedFd) {
                 });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    // Somebody else accepts from now on, or nobody. A call that is under way
+    // is seen to its end; a caller that is gone ends its own.
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Waits for the end of a pipe that nobody writes to.
+async fn ended(lifeline: OwnedFd) {
+    match tokio::net::unix::pipe::Receiver::from_owned_fd(lifeline) {
+        Ok(mut pipe) => _ = tokio::io::AsyncReadExt::read(&mut pipe, &mut [0]).await,
+        Err(error) => {
+            tracing::error!(%error, "not a lifeline");
+            std::future::pending().await
         }
     }
 }

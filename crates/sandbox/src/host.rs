@@ -8,6 +8,7 @@
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cloister_types::SessionId;
-use cloister_types::link::{Enforced, Fact, FrameReader};
+use cloister_types::link::{Enforced, FrameReader, Signal};
 use cloister_types::scope::{FileAccess, SESSIONS};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
@@ -28,6 +29,9 @@ use crate::doctor;
 use crate::files::{View, remove_tree};
 use crate::identity::Identity;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
+use crate::run::RunFolder;
+pub use crate::survive::{Left, Standing};
+use crate::survive::survivors;
 
 /// How long a launch or a view may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -78,6 +82,7 @@ pub struct Host {
     setup: Setup,
     identity: Identity,
     workspace: OwnedFd,
+    run: PathBuf,
     state: Mutex<State>,
 }
 
@@ -107,6 +112,10 @@ pub struct Launched {
     pub link: UnixStream,
     /// The model listener: accepted from outside, connected to from inside.
     pub listener: OwnedFd,
+    /// Ends with the supervisor.
+    pub lifeline: OwnedFd,
+    /// Where it keeps what the server reads.
+    pub folder: RunFolder,
     /// What the kernel enforces.
     pub enforced: Enforced,
 }
@@ -118,15 +127,17 @@ impl Host {
     /// The executable is missing, or the workspace cannot be made. What the
     /// kernel refuses is told by each creation instead, with its remedy; it
     /// may be granted while the server runs.
-    pub fn start(executable: &Path, agent: &Path, workspace: &Path) -> Result<Self, HostError> {
+    pub fn start(executable: &Path, agent: &Path, workspace: &Path, run: &Path) -> Result<Self, HostError> {
         let identity = Identity::current();
         std::fs::create_dir_all(workspace)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(run)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(workspace, flags, Mode::empty())?;
         identity.own(&handle)?;
         let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned() };
         let state = Mutex::default();
-        let host = Self { executable: executable.to_owned(), setup, identity, workspace: handle, state };
+        let (executable, run) = (executable.to_owned(), run.to_owned());
+        let host = Self { executable, setup, identity, workspace: handle, run, state };
         let first = host.ensure(&mut host.lock());
         match first {
             Ok(()) | Err(HostError::Refused { .. }) => Ok(host),
@@ -221,15 +232,53 @@ impl Host {
     pub fn launch(&self, session: &SessionId, view: &View, limits: &Limits) -> Result<Launched, HostError> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
-        let request = Request::Launch { session: session.clone(), limits: *limits };
-        self.ask(&request, &[theirs.as_fd(), view.tree()])?;
-        drop(theirs);
-        let (fact, mut fds) = first_fact(&ours)?;
-        ours.set_read_timeout(None)?;
-        match fact {
-            Fact::Ready(enforced) if fds.len() == 1 => Ok(Launched { link: ours, listener: fds.remove(0), enforced }),
-            Fact::Unready { message } => Err(refused(message)),
-            _ => Err(std::io::Error::other("an answer that makes no sense").into()),
+        // Before anything is started: what dies half way is found by it.
+        let launch = launch_name()?;
+        let folder = RunFolder::new(self.run.join(format!("{session}.{launch}")));
+        std::fs::DirBuilder::new().mode(0o700).create(folder.path())?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(folder.path(), flags, Mode::empty())?;
+        let request = Request::Launch { session: session.clone(), launch, limits: *limits };
+        let answer = self.ask(&request, &[theirs.as_fd(), view.tree(), handle.as_fd()]).and_then(|_| {
+            drop(theirs);
+            Ok(first_signal(&ours)?)
+        });
+        let refusal = match answer {
+            Ok((Signal::Ready(enforced), fds)) => match <[OwnedFd; 2]>::try_from(fds) {
+                Ok([listener, lifeline]) => {
+                    ours.set_read_timeout(None)?;
+                    return Ok(Launched { link: ours, listener, lifeline, folder, enforced });
+                }
+                Err(_) => std::io::Error::other("descriptors are missing").into(),
+            },
+            Ok((Signal::Unready { message }, _)) => refused(message),
+            Ok(_) => std::io::Error::other("an answer that makes no sense").into(),
+            Err(error) => error,
+        };
+        folder.remove();
+        Err(refusal)
+    }
+
+    /// What earlier servers have left, looked after: whoever is at work is
+    /// taken over, the rest is gone for certain. Called once, before anything
+    /// is launched.
+    ///
+    /// # Errors
+    /// The run folder cannot be read.
+    pub fn survivors(&self) -> std::io::Result<Vec<Left>> {
+        survivors(&self.run)
+    }
+
+    /// Removes the private folders of sessions that `lives` does not know.
+    pub fn sweep_private(&self, lives: impl Fn(&str) -> bool) {
+        let Ok(sessions) = crate::view::open_strictly(&self.workspace, SESSIONS) else { return };
+        let Ok(entries) = rustix::fs::Dir::read_from(&sessions) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_bytes();
+            let is_session = std::str::from_utf8(name).is_ok_and(|name| name.starts_with("sess_") && !lives(name));
+            if is_session {
+                let _ = self.identity.act(|| remove_tree(&sessions, name));
+            }
         }
     }
 
@@ -258,7 +307,14 @@ impl Host {
         Ok(self.identity.act(|| remove_tree(&sessions, session.as_str().as_bytes()))?)
     }
 
-    /// Hangs up and waits for the spawner to end everything it started.
+    /// Hangs up; sandboxes with a turn go on without a server.
+    pub fn let_go(&self) {
+        let mut state = self.lock();
+        state.stopped = true;
+        state.running = None;
+    }
+
+    /// Hangs up and waits for the spawner, which ends with its last sandbox.
     pub fn stop(&self) {
         let running = {
             let mut state = self.lock();
@@ -289,9 +345,16 @@ impl Drop for Host {
     }
 }
 
+/// Sixteen random bytes in hexadecimal.
+fn launch_name() -> std::io::Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// The first frame, byte for byte up to its end: what follows belongs to the
 /// next reader.
-fn first_fact(socket: &UnixStream) -> std::io::Result<(Fact, Vec<OwnedFd>)> {
+pub(crate) fn first_signal(socket: &UnixStream) -> std::io::Result<(Signal, Vec<OwnedFd>)> {
     let mut fds = Vec::new();
     let mut reader = FrameReader::default();
     let mut wanted = 4;
@@ -312,7 +375,7 @@ fn first_fact(socket: &UnixStream) -> std::io::Result<(Fact, Vec<OwnedFd>)> {
         }
         reader.push(&buffer[..got.bytes]);
         head.extend_from_slice(&buffer[..got.bytes]);
-        if let Some(fact) = reader.next_frame::<Fact>().map_err(std::io::Error::other)? {
+        if let Some(fact) = reader.next_frame::<Signal>().map_err(std::io::Error::other)? {
             return Ok((fact, fds));
         }
         wanted = match head.first_chunk::<4>() {

@@ -12,20 +12,30 @@ use serde::{Deserialize, Serialize};
 use crate::sys::{self, Forked};
 use crate::{AGENT, protocol};
 
-/// From the supervisor. Descriptors: the agent's link, its log pipe.
+/// From the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct RunAgent {
-    /// Told apart from its predecessors, whose end may be reported late.
-    pub(crate) serial: u64,
+pub(crate) enum ToInit {
+    /// Run the agent. Descriptors: its link, its log pipe.
+    RunAgent {
+        /// Told apart from its predecessors, whose end may be reported late.
+        serial: u64,
+    },
+    /// End every process inside.
+    Sweep,
 }
 
-/// To the supervisor: the agent ended.
+/// To the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct AgentExited {
-    /// Which agent.
-    pub(crate) serial: u64,
-    /// The wait status in words: `exit status 1`, `signal 9`.
-    pub(crate) how: String,
+pub(crate) enum FromInit {
+    /// An agent ended.
+    AgentExited {
+        /// Which agent.
+        serial: u64,
+        /// The wait status in words: `exit status 1`, `signal 9`.
+        how: String,
+    },
+    /// Nothing is left inside but init.
+    Swept,
 }
 
 /// The whole environment of agent and tools: fixed, nothing inherited.
@@ -59,11 +69,12 @@ pub(crate) fn serve(control: OwnedFd) -> ! {
         }
         if told {
             // A hang-up, garbage, or the agent that cannot start: the end.
-            match protocol::receive::<RunAgent>(&control) {
-                Ok(Some((RunAgent { serial }, fds))) => match start_agent(fds) {
+            match protocol::receive::<ToInit>(&control) {
+                Ok(Some((ToInit::RunAgent { serial }, fds))) => match start_agent(fds) {
                     Some(pid) => agents.push((pid, serial)),
                     None => std::process::exit(1),
                 },
+                Ok(Some((ToInit::Sweep, _))) => sweep(&control, &mut agents),
                 _ => std::process::exit(0),
             }
         }
@@ -73,7 +84,22 @@ pub(crate) fn serve(control: OwnedFd) -> ! {
 fn reap(control: &OwnedFd, children: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
     let mut drained = [0; 1024];
     while matches!(rustix::io::read(children, &mut drained), Ok(1..)) {}
-    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+    collect(control, agents, WaitOptions::NOHANG);
+}
+
+/// Ends everything and waits until it is gone. Whatever slipped away from its
+/// parent has come to us.
+fn sweep(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
+    while sys::kill_all_others().is_ok() {
+        collect(control, agents, WaitOptions::empty());
+    }
+    if protocol::send(control, &FromInit::Swept, &[]).is_err() {
+        std::process::exit(0);
+    }
+}
+
+fn collect(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>, options: WaitOptions) {
+    while let Ok(Some((pid, status))) = wait(options) {
         let Some(at) = agents.iter().position(|(agent, _)| *agent == pid) else { continue };
         let (_, serial) = agents.remove(at);
         let how = match (status.exit_status(), status.terminating_signal()) {
@@ -81,7 +107,7 @@ fn reap(control: &OwnedFd, children: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
             (_, Some(signal)) => format!("signal {signal}"),
             _ => "unknown status".to_owned(),
         };
-        if protocol::send(control, &AgentExited { serial, how }, &[]).is_err() {
+        if protocol::send(control, &FromInit::AgentExited { serial, how }, &[]).is_err() {
             std::process::exit(0);
         }
     }
@@ -114,5 +140,10 @@ fn exec_agent(link: OwnedFd, log: OwnedFd) -> Result<(), Errno> {
 
 /// Asks init to run the agent. Called in the supervisor.
 pub(crate) fn run_agent(control: impl AsFd, serial: u64, link: &OwnedFd, log: &OwnedFd) -> std::io::Result<()> {
-    protocol::send(control, &RunAgent { serial }, &[link.as_fd(), log.as_fd()])
+    protocol::send(control, &ToInit::RunAgent { serial }, &[link.as_fd(), log.as_fd()])
+}
+
+/// Asks init to end everything inside. Called in the supervisor.
+pub(crate) fn sweep_all(control: impl AsFd) -> std::io::Result<()> {
+    protocol::send(control, &ToInit::Sweep, &[])
 }

@@ -62,6 +62,8 @@ pub(crate) enum Standing {
 pub(crate) struct Sandbox {
     /// Handle of init.
     pub(crate) init: OwnedFd,
+    /// Its pid.
+    pub(crate) init_pid: i32,
     /// Conversation with init.
     pub(crate) control: OwnedFd,
     /// The listening socket inside, served outside.
@@ -107,7 +109,8 @@ pub(crate) fn launch(
             Some((Standing::Ready { landlock_abi }, _)) => {
                 enforced.landlock_abi = landlock_abi;
                 let missing = || Refused { step: "hear from init".into(), answer: "it has no listener".into() };
-                return Ok(Sandbox { init, control: ours, listener: listener.ok_or_else(missing)?, enforced });
+                let listener = listener.ok_or_else(missing)?;
+                return Ok(Sandbox { init, init_pid: pid, control: ours, listener, enforced });
             }
             _ => return Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
         }

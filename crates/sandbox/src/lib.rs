@@ -17,13 +17,16 @@ pub mod host;
 pub mod identity;
 pub mod plan;
 pub mod protocol;
+pub mod run;
 pub mod spawner;
+pub mod spool;
 pub mod view;
 
 mod cgroup;
 mod init;
 mod launch;
 mod supervisor;
+mod survive;
 mod sys;
 
 /// Where the workspace is inside a sandbox, without the leading slash.

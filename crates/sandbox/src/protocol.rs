@@ -52,10 +52,12 @@ pub(crate) enum Request {
         file_access: FileAccess,
     },
     /// Start a sandbox. Descriptors: the supervisor's link (on which the
-    /// answer comes), the view.
+    /// answer comes), the view, the supervisor's folder.
     Launch {
         /// Whose.
         session: SessionId,
+        /// What its supervisor is known by.
+        launch: String,
         /// Its limits.
         limits: Limits,
     },

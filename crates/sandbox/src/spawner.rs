@@ -1,13 +1,13 @@
 //! The spawner: the one process with mount rights. One thread, so that it can
-//! fork; no network, no secret. It ends when the server hangs up.
+//! fork; no network, no secret. It takes no more orders when the server hangs
+//! up, and ends with the last sandbox that it started.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use cloister_types::scope::{CONTEXT, MEMORY, SESSIONS, Scope};
-use cloister_types::{SessionId, WorkspacePath};
+use cloister_types::WorkspacePath;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -20,10 +20,8 @@ use crate::launch::{self, Refused};
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
 use crate::sys::{self, Forked};
 use crate::view::{self, Base, ViewError};
+use crate::supervisor::Post;
 use crate::{doctor, plan, supervisor};
-
-/// How long the sessions may take to end after the server hung up.
-const GOODBYE: Duration = Duration::from_secs(10);
 
 /// A start-up that failed, in words.
 #[derive(Debug, thiserror::Error)]
@@ -171,10 +169,10 @@ impl Spawner {
                     Err(error) => protocol::send(&fds[0], &ViewReply::Kernel(error.to_string()), &[]),
                 };
             }
-            (Request::Launch { session, limits }, 2) => {
+            (Request::Launch { session, launch, limits }, 3) => {
                 let mut fds = fds.into_iter();
-                if let (Some(link), Some(view)) = (fds.next(), fds.next()) {
-                    self.launch(&session, &limits, link, view);
+                if let (Some(link), Some(view), Some(folder)) = (fds.next(), fds.next(), fds.next()) {
+                    self.launch(Post { link, folder, session, launch }, &limits, view);
                 }
             }
             // Only our own server talks here; a mismatch is a bug of ours, and
@@ -183,10 +181,10 @@ impl Spawner {
         }
     }
 
-    fn launch(&mut self, session: &SessionId, limits: &Limits, link: OwnedFd, view: OwnedFd) {
+    fn launch(&mut self, post: Post, limits: &Limits, view: OwnedFd) {
         let mode = if self.identity.root_mode { "root" } else { "user" };
         let enforced = self.cgroups.enforced(mode);
-        let groups = self.cgroups.create(session, limits);
+        let groups = self.cgroups.create(&post.session, limits);
         let root = view::mounts::workspace_of(&view)
             .and_then(|workspace| self.base.session_root(workspace, self.identity, limits));
         drop(view);
@@ -204,18 +202,19 @@ impl Spawner {
             Ok(Forked::Child) => {
                 let (identity, limits) = (self.identity, *limits);
                 let _ = sys::unblock_signals();
+                let Post { link, folder, session, launch } = post;
                 let launched = match ready {
-                    Ok(root) => match sys::keep_only([link, root]) {
-                        Ok([link, root]) => {
+                    Ok(root) => match sys::keep_only([link, folder, root]) {
+                        Ok([link, folder, root]) => {
                             let launched = launch::launch(root, &groups, identity, &limits, enforced);
-                            supervisor::run(link, launched, groups);
+                            supervisor::run(Post { link, folder, session, launch }, launched, groups);
                             std::process::exit(0)
                         }
                         Err(_) => std::process::exit(1),
                     },
                     Err(refused) => Err(refused),
                 };
-                supervisor::run(link, launched, groups);
+                supervisor::run(Post { link, folder, session, launch }, launched, groups);
                 std::process::exit(0)
             }
             Ok(Forked::Parent { pid, .. }) => {
@@ -238,12 +237,15 @@ impl Spawner {
         }
     }
 
-    /// The supervisors have lost the server too and are ending.
+    /// The server is gone. Supervisors with a turn go on; this stays to
+    /// collect them and their control groups.
     fn goodbye(&mut self) {
-        let end = Instant::now() + GOODBYE;
-        while !self.sessions.is_empty() && Instant::now() < end {
+        while !self.sessions.is_empty() {
             self.reap();
-            std::thread::sleep(Duration::from_millis(5));
+            let mut ended = [PollFd::new(&self.children, PollFlags::IN)];
+            if !self.sessions.is_empty() && !matches!(poll(&mut ended, None), Ok(_) | Err(Errno::INTR)) {
+                break;
+            }
         }
         self.cgroups.remove();
     }

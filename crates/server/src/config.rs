@@ -10,7 +10,7 @@ use cloister_egress::control::Upstream;
 use cloister_egress::rules::is_public;
 use cloister_session::{Defaults, Model, SandboxLimits};
 use cloister_types::link::TurnLimits;
-use cloister_types::model::{ModelSpec, Wire};
+use cloister_types::model::{ModelSpec, Price, Wire};
 use serde::{Deserialize, Serialize};
 
 use crate::ServerError;
@@ -70,7 +70,7 @@ impl Default for SessionDefaults {
 }
 
 /// `[limits]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Sandboxes alive at once; idle ones make room.
@@ -79,8 +79,13 @@ pub struct Limits {
     pub steps: u32,
     /// Tokens of a turn.
     pub tokens: u64,
+    /// Dollars of a turn, by the models' prices; no limit if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turn_dollars: Option<f64>,
     /// Seconds of a turn.
     pub turn_seconds: u64,
+    /// Messages that may wait for one session.
+    pub queued_messages: u32,
     /// Bytes of an upload.
     pub upload_bytes: u64,
     /// Seconds that an idle sandbox stays.
@@ -95,7 +100,9 @@ impl Default for Limits {
             live_sessions: 64,
             steps: 200,
             tokens: 20_000_000,
+            turn_dollars: None,
             turn_seconds: 90 * 60,
+            queued_messages: 16,
             upload_bytes: 100 << 20,
             sandbox_idle_seconds: 60,
             session_idle_seconds: 5 * 60,
@@ -104,7 +111,7 @@ impl Default for Limits {
 }
 
 /// `[[model]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelTable {
     /// Name in the catalogue: `[A-Za-z0-9._-]{1,64}`.
@@ -131,6 +138,9 @@ pub struct ModelTable {
     /// Tokens to think, on wires that ask for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thinking_tokens: Option<u32>,
+    /// Dollars a million tokens: `input`, `output`, `cache_read`, `cache_write`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
 }
 
 fn default_output() -> u32 {
@@ -199,6 +209,15 @@ impl Config {
         if self.models.iter().filter(|model| model.default).count() > 1 {
             return Err("more than one model says default = true".into());
         }
+        let bad = |dollars: f64| !dollars.is_finite() || dollars < 0.0;
+        if self.limits.turn_dollars.is_some_and(|dollars| bad(dollars) || dollars == 0.0) {
+            return Err("limits.turn_dollars must be more than 0".into());
+        }
+        for price in self.models.iter().filter_map(|model| model.price) {
+            if [price.input, price.output, price.cache_read, price.cache_write].into_iter().any(bad) {
+                return Err("prices must be 0 or more".into());
+            }
+        }
         if self.limits.live_sessions == 0 || self.limits.steps == 0 || self.limits.turn_seconds == 0 {
             return Err("limits must be more than 0".into());
         }
@@ -222,12 +241,14 @@ impl Config {
             turn: TurnLimits {
                 steps: self.limits.steps,
                 tokens: self.limits.tokens,
+                spend: self.limits.turn_dollars.map(|dollars| (dollars * 1e6) as u64),
                 time_ms: self.limits.turn_seconds.saturating_mul(1000),
             },
             sandbox: self.sandbox,
             live_sessions: self.limits.live_sessions,
             sandbox_idle: Duration::from_secs(self.limits.sandbox_idle_seconds),
             session_idle: Duration::from_secs(self.limits.session_idle_seconds),
+            queued_messages: self.limits.queued_messages,
             memory_hint: self.memory_hint,
         }
     }
@@ -253,6 +274,7 @@ impl ModelTable {
             upstream_model: self.upstream_model.clone().unwrap_or_else(|| self.name.clone()),
             max_output_tokens: self.max_output_tokens,
             thinking_tokens: self.thinking_tokens,
+            price: self.price.unwrap_or_default(),
         }
     }
 

@@ -110,6 +110,7 @@ async fn scripted_provider(
             default: index == 0 && !has_default,
             max_output_tokens: 8192,
             thinking_tokens: None,
+            price: None,
         });
     }
     Ok(tokio::spawn(async move {

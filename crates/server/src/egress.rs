@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cloister_egress::control::{self, Order, Upstream};
-use cloister_session::Gateway;
+use cloister_session::{Gateway, WayOut};
 use cloister_types::SessionId;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -28,7 +28,7 @@ pub(crate) struct Egress {
 struct State {
     control: Option<OwnedFd>,
     child: Option<Child>,
-    listeners: HashMap<SessionId, (OwnedFd, Vec<String>)>,
+    ways: HashMap<SessionId, (WayOut, Vec<String>)>,
     stopping: bool,
 }
 
@@ -61,10 +61,10 @@ impl Egress {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let child =
             Command::new(&self.executable).arg("egress").stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn()?;
-        control::send(&ours, &Order::Models(self.models.clone()), None)?;
-        for (session, (listener, models)) in &state.listeners {
+        control::send(&ours, &Order::Models(self.models.clone()), &[])?;
+        for (session, (way, models)) in &state.ways {
             let order = Order::Attach { session: session.clone(), models: models.clone() };
-            control::send(&ours, &order, Some(listener.as_fd()))?;
+            control::send(&ours, &order, &[way.listener.as_fd(), way.lifeline.as_fd()])?;
         }
         state.control = Some(ours);
         state.child = Some(child);
@@ -93,34 +93,41 @@ impl Egress {
         let mut state = self.lock();
         state.stopping = true;
         state.control = None;
-        state.listeners.clear();
+        state.ways.clear();
         if let Some(mut child) = state.child.take() {
             drop(state);
             let _ = child.wait();
         }
     }
+
+    /// Hangs up; calls of turns that go on without a server are served on.
+    pub(crate) fn let_go(&self) {
+        let mut state = self.lock();
+        state.stopping = true;
+        state.control = None;
+    }
 }
 
 impl Gateway for Egress {
-    fn attach(&self, session: &SessionId, listener: OwnedFd, models: Vec<String>) -> std::io::Result<()> {
+    fn attach(&self, session: &SessionId, way: WayOut, models: Vec<String>) -> std::io::Result<()> {
         let mut state = self.lock();
         let order = Order::Attach { session: session.clone(), models: models.clone() };
         // If the process has just died, its successor is told with the rest.
         if let Some(control) = &state.control
-            && let Err(error) = control::send(control, &order, Some(listener.as_fd()))
+            && let Err(error) = control::send(control, &order, &[way.listener.as_fd(), way.lifeline.as_fd()])
         {
             tracing::warn!(%error, "egress is away; its successor will serve this session");
         }
-        state.listeners.insert(session.clone(), (listener, models));
+        state.ways.insert(session.clone(), (way, models));
         Ok(())
     }
 
     fn detach(&self, session: &SessionId) {
         let mut state = self.lock();
-        if state.listeners.remove(session).is_some()
+        if state.ways.remove(session).is_some()
             && let Some(control) = &state.control
         {
-            let _ = control::send(control, &Order::Detach { session: session.clone() }, None);
+            let _ = control::send(control, &Order::Detach { session: session.clone() }, &[]);
         }
     }
 }

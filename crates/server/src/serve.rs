@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tokio::net::TcpListener;
 
 use crate::config::Config;
-use crate::files::take;
+use crate::files::{take, write_private};
 use crate::tenant::{Tenant, stop_signal};
 use crate::{ServerError, listen, tls};
 
@@ -19,11 +19,14 @@ pub struct Serve {
     pub data: Option<PathBuf>,
     /// Overrides the configuration.
     pub listen: Option<SocketAddr>,
+    /// Written when the API answers: the URL.
+    pub ready_file: Option<PathBuf>,
     /// Models that the operator knows to be scripted, and wants all the same.
     pub allow_scripted: bool,
 }
 
-/// Runs until SIGTERM or Ctrl-C. `announce` is called with the URL once the
+/// Runs until SIGTERM or Ctrl-C; turns go on, and the next server takes them
+/// over. `announce` is called with the URL once the
 /// API answers.
 ///
 /// # Errors
@@ -54,13 +57,15 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
     let tenant = Tenant::open(&config, &data, &scripted).await?;
     let scheme = if acceptor.is_some() { "https" } else { "http" };
-    announce(&format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?));
-    listen::serve(listener, acceptor, tenant.router.clone(), async {
-        stop.await;
-        tenant.shut_down().await;
-    })
-    .await;
-    tenant.end().await;
+    let url = format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
+    if let Some(path) = &options.ready_file {
+        let ready = serde_json::json!({ "url": url }).to_string();
+        write_private(path, ready.as_bytes()).map_err(ServerError::start(format!("write {}", path.display())))?;
+    }
+    announce(&url);
+    // Turns go on without us: whoever serves next takes them over.
+    listen::serve(listener, acceptor, tenant.router.clone(), stop).await;
+    tenant.let_go();
     drop(lock);
     Ok(())
 }

@@ -58,7 +58,8 @@ impl Tenant {
         let workspace =
             std::path::absolute(data.join("workspace")).map_err(ServerError::start("find the workspace"))?;
         let (sandbox, agent) = (executables.sandbox, executables.agent);
-        let host = tokio::task::spawn_blocking(move || Host::start(&sandbox, &agent, &workspace))
+        let run = std::path::absolute(data.join("run")).map_err(ServerError::start("find the run folder"))?;
+        let host = tokio::task::spawn_blocking(move || Host::start(&sandbox, &agent, &workspace, &run))
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?
             .map_err(|error| sandbox_missing(&error))?;
@@ -80,6 +81,13 @@ impl Tenant {
     pub(crate) async fn shut_down(&self) {
         self.clock.abort();
         self.sessions.shut_down().await;
+    }
+
+    /// Leaves what runs to those who run it. The last thing to do.
+    pub(crate) fn let_go(&self) {
+        self.clock.abort();
+        self.sessions.let_go();
+        self.egress.let_go();
     }
 
     /// Ends the children. The last thing to do.

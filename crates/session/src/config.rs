@@ -16,7 +16,7 @@ pub struct Defaults {
 }
 
 /// A model of the catalogue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// As told to the agent.
     pub spec: ModelSpec,
@@ -43,6 +43,8 @@ pub struct Config {
     pub sandbox_idle: Duration,
     /// How long a session that is not persistent stays after its last answer.
     pub session_idle: Duration,
+    /// Most messages that may wait for a session.
+    pub queued_messages: u32,
     /// Tell agents about their memory.
     pub memory_hint: bool,
 }

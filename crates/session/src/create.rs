@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cloister_store::StoredSession;
+use cloister_store::{Life, StoredSession};
 use cloister_types::scope::{FileAccess, Scope};
 use cloister_types::wire::{CreateSession, SessionRecord};
 use cloister_types::{ErrorCode, SessionId};
@@ -23,6 +23,7 @@ impl Sessions {
     /// with the remedy if the kernel refuses.
     pub async fn create(self: &Arc<Self>, ask: CreateSession) -> Result<SessionRecord, SessionError> {
         self.check_open()?;
+        self.check_room().await?;
         let invalid = |message: String| SessionError::new(ErrorCode::InvalidRequest, message);
         let file_access = ask.file_access.unwrap_or_else(FileAccess::everything);
         Scope::parse(&file_access).map_err(|error| invalid(error.to_string()))?;
@@ -47,11 +48,12 @@ impl Sessions {
         if !skipped.is_empty() {
             tracing::warn!(?skipped, "context files left out of the prompt");
         }
-        let now = clock::now();
+        let (now, life) = (clock::now(), self.life());
         let session = Arc::new(Session::new(StoredSession {
             id: SessionId::from_random(random()?),
             created_at: now,
             last_activity: now,
+            life: Life { born: life, active: life, rested: life },
             persistent: ask.persistent.unwrap_or(self.config.defaults.persistent),
             ttl: ask.ttl.or(self.config.defaults.ttl),
             metadata,
@@ -67,7 +69,9 @@ impl Sessions {
             session.inner.lock().await.sandbox = Some(sandbox);
         }
         if let Err(error) = self.store.add_session(session.stored.clone()).await {
-            self.gateway.detach(&session.stored.id);
+            if let Some(sandbox) = session.inner.lock().await.sandbox.take() {
+                self.put_to_sleep(&session, sandbox).await;
+            }
             return Err(error.into());
         }
         self.insert(session.clone());

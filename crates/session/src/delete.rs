@@ -8,7 +8,7 @@ use cloister_types::SessionId;
 use crate::live::blocking;
 use crate::registry::{Session, Sessions, Stop};
 use crate::state::{Ask, State, Verdict};
-use crate::{SessionError, clock};
+use crate::SessionError;
 
 /// How long a cancelled turn may take to end before its session goes anyway.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -25,6 +25,13 @@ impl Sessions {
         if inner.state.ask(Ask::Destroy) != Verdict::Accepted {
             return Err(SessionError::no_session());
         }
+        // Whatever happens to us, nothing of it goes on.
+        if let Some(running) = inner.state.turn().cloned() {
+            self.store.note_cancel(&running).await?;
+        }
+        for waiting in self.store.waiting_turns(id).await? {
+            self.end_waiting(&session, &waiting.id).await?;
+        }
         if let Some(stop) = &inner.stop {
             let _ = stop.send(Stop::Cancel);
         }
@@ -33,7 +40,7 @@ impl Sessions {
         if let Some(sandbox) = session.inner.lock().await.sandbox.take() {
             self.put_to_sleep(&session, sandbox).await;
         }
-        if let Err(error) = self.store.delete_session(id, clock::now()).await {
+        if let Err(error) = self.store.delete_session(id, self.life()).await {
             // It can be asked again; half gone it cannot stay.
             session.inner.lock().await.state = State::Idle;
             return Err(error.into());
@@ -67,11 +74,11 @@ impl Sessions {
     /// # Errors
     /// The first failure; sessions before it are gone.
     pub async fn delete_matching(&self, idle_only: bool, older_than: Option<Duration>) -> Result<u64, SessionError> {
-        let now = clock::now();
+        let now = self.life();
         let mut deleted = 0;
         for session in self.all() {
             let busy = session.inner.lock().await.state.turn().is_some();
-            let old = older_than.is_none_or(|age| now - session.last_activity() >= age.as_secs_f64());
+            let old = older_than.is_none_or(|age| now - session.last_activity().1 >= age.as_secs_f64());
             if (idle_only && busy) || !old {
                 continue;
             }

@@ -4,6 +4,7 @@ use cloister_sandbox::files::FileError;
 use cloister_sandbox::host::HostError;
 use cloister_store::StoreError;
 use cloister_types::ErrorCode;
+use cloister_types::link::Outcome;
 
 /// A public error: code, what happened, what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,11 +33,61 @@ impl SessionError {
     }
 }
 
+impl SessionError {
+    pub(crate) fn model_gone(name: &str) -> Self {
+        Self {
+            code: ErrorCode::InvalidRequest,
+            message: format!("the session's model {name:?} is no longer configured"),
+            hint: Some("configure it again, or create a session with another".into()),
+        }
+    }
+
+    pub(crate) fn log_damaged() -> Self {
+        Self::new(ErrorCode::LogDamaged, "the turn's log is damaged; it is kept as it is")
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        Self::new(ErrorCode::Interrupted, "the server was stopped in the middle of the turn")
+    }
+
+    /// How a driver says that its turn ends because it was cancelled; no
+    /// client sees it as an error.
+    pub(crate) fn cancelled() -> Self {
+        Self::new(ErrorCode::Conflict, "the turn was cancelled")
+    }
+}
+
+impl From<SessionError> for Outcome {
+    fn from(error: SessionError) -> Self {
+        if error == SessionError::cancelled() {
+            return Self::Cancelled;
+        }
+        Self::Failed { code: error.code, message: error.message }
+    }
+}
+
+impl From<std::io::Error> for SessionError {
+    fn from(error: std::io::Error) -> Self {
+        tracing::error!(%error, "system");
+        match error.kind() {
+            std::io::ErrorKind::StorageFull => Self::new(ErrorCode::StorageFull, "the server's disk is full"),
+            _ => Self::new(ErrorCode::Internal, format!("the system refused a step: {error}")),
+        }
+    }
+}
+
 impl From<StoreError> for SessionError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Ended => Self::new(ErrorCode::Conflict, "the turn has already ended"),
             StoreError::Full => Self::new(ErrorCode::StorageFull, "the server's disk is full"),
+            StoreError::Damaged(what) => {
+                tracing::error!(what, "ALARM: stored bytes are not what was written");
+                Self {
+                    hint: Some("other sessions are not affected; restore a backup to read this one again".into()),
+                    ..Self::new(ErrorCode::LogDamaged, what)
+                }
+            }
             error => {
                 tracing::error!(%error, "store");
                 Self::new(ErrorCode::Internal, "the store failed")

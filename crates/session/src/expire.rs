@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloister_store::StoredSession;
+
 use crate::registry::{Session, Sessions};
-use crate::{SessionError, clock};
+use crate::SessionError;
 
 const TICK: Duration = Duration::from_secs(1);
 /// How long a deleted session's rows stay for those who still read, in
@@ -19,14 +21,24 @@ impl Sessions {
     pub async fn keep_time(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let clock = {
+            let sessions = self.clone();
+            async move { sessions.clock().watch(&sessions.store).await }
+        };
+        tokio::pin!(clock);
         for count in 0u64.. {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = &mut clock => {}
+            }
+            // Takes the reserve again as soon as there is space.
+            self.store.has_room().await;
             for session in self.all() {
                 self.tend(&session).await;
             }
             if count % PURGE_EVERY == 0 {
-                let now = clock::now();
-                if let Err(error) = self.store.purge(now - READ_OUT, now).await {
+                let life = self.life();
+                if let Err(error) = self.store.purge(life - READ_OUT, life).await {
                     tracing::warn!(%error, "purge");
                 }
             }
@@ -34,7 +46,6 @@ impl Sessions {
     }
 
     async fn tend(self: &Arc<Self>, session: &Arc<Session>) {
-        let now = clock::now();
         // A session that is being asked something is not idle.
         let Ok(mut inner) = session.inner.try_lock() else { return };
         let busy = inner.state.turn().is_some();
@@ -43,21 +54,43 @@ impl Sessions {
             // Under the lock: a message that comes now waits for a clean start.
             self.put_to_sleep(session, sandbox).await;
         }
-        let over_age = session.stored.ttl.is_some_and(|ttl| now - session.stored.created_at >= ttl as f64);
-        let over_idle = !session.stored.persistent && now - inner.idle_since >= self.config.session_idle.as_secs_f64();
+        let over = due(&session.stored, inner.rested, busy, self.config.session_idle, self.life());
         drop(inner);
-        if !busy && (over_age || over_idle) {
-            let why = if over_age { "ttl" } else { "idle" };
+        if let Some(why) = over {
             tokio::spawn(self.clone().delete_quietly(session.stored.id.clone(), why));
         }
     }
 
     /// Has the session outlived its ttl? New turns are refused then; a running
     /// one ends first.
-    pub(crate) fn is_over_age(session: &Session) -> Result<(), SessionError> {
-        match session.stored.ttl {
-            Some(ttl) if clock::now() - session.stored.created_at >= ttl as f64 => Err(SessionError::no_session()),
-            _ => Ok(()),
+    pub(crate) fn is_over_age(&self, session: &Session) -> Result<(), SessionError> {
+        if is_over_age(&session.stored, self.life()) { Err(SessionError::no_session()) } else { Ok(()) }
+    }
+
+    /// Nothing new begins on a full disk.
+    pub(crate) async fn check_room(&self) -> Result<(), SessionError> {
+        if self.store.has_room().await {
+            return Ok(());
         }
+        Err(SessionError {
+            code: cloister_types::ErrorCode::StorageFull,
+            message: "the server's disk is full".into(),
+            hint: Some("free space on the data directory's file system; service returns by itself".into()),
+        })
+    }
+}
+
+fn is_over_age(session: &StoredSession, life: f64) -> bool {
+    session.ttl.is_some_and(|ttl| life - session.life.born >= ttl as f64)
+}
+
+/// Why the session's time is over, if it is. A running turn ends first, by
+/// itself or at its own limit.
+fn due(session: &StoredSession, rested: f64, busy: bool, idle: Duration, life: f64) -> Option<&'static str> {
+    let over_idle = !session.persistent && life - rested >= idle.as_secs_f64();
+    match (busy, is_over_age(session, life), over_idle) {
+        (true, ..) | (_, false, false) => None,
+        (_, true, _) => Some("ttl"),
+        (_, _, true) => Some("idle"),
     }
 }

@@ -80,6 +80,14 @@ impl Subscription {
         &self.turn
     }
 
+    /// The events that are there already, if there are any.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn ready(&mut self) -> Result<Option<Vec<StoredEvent>>, SessionError> {
+        if self.next < self.head.borrow().next { self.page().await } else { Ok(None) }
+    }
+
     /// The next events, at least one; `None` after the terminal event. Waits
     /// while the turn runs and has nothing new.
     ///

@@ -4,12 +4,16 @@
 //! ```text
 //! request --> registry --> state (pure) --> store (durable) --> answer
 //!                               \--> turn (driver) --> supervisor
-//!            readers <-- feed <-- store <-- facts <------/
+//!            readers <-- feed <-- store <-- spool <------/
 //! ```
+//!
+//! When the server starts, `adopt` finds what the last one left, and `resume`
+//! (pure) says how a turn goes on whose agent is lost.
 //!
 //! Whoever serves a client reads the log from a cursor; nothing of it holds a
 //! channel to an agent.
 
+mod adopt;
 mod clock;
 mod config;
 mod create;
@@ -19,9 +23,10 @@ mod expire;
 mod feed;
 mod files;
 mod live;
+mod history;
 mod message;
-mod recover;
 mod registry;
+mod resume;
 mod state;
 mod turn;
 
@@ -33,6 +38,6 @@ pub use config::{Config, Defaults, Model};
 pub use error::SessionError;
 pub use feed::Subscription;
 pub use files::{Files, Upload};
-pub use live::Gateway;
+pub use live::{Gateway, WayOut};
 pub use message::{Message, Sent};
 pub use registry::Sessions;

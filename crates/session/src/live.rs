@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cloister_sandbox::files::View;
-use cloister_types::SessionId;
-use cloister_types::link::{Command, Fact, FrameReader, encode};
+use cloister_sandbox::host::Standing;
+use cloister_sandbox::run::RunFolder;
+use cloister_types::link::{Command, Enforced, FrameReader, Signal, encode};
+use cloister_types::{ResponseId, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -16,23 +18,42 @@ use crate::registry::{Session, Sessions};
 
 /// The way out, as this crate sees it: it hands listeners over.
 pub trait Gateway: Send + Sync {
-    /// Serve the session's model listener, for these models.
+    /// Serve the session's model listener, for these models, until the
+    /// lifeline ends.
     ///
     /// # Errors
     /// The egress process is not there.
-    fn attach(&self, session: &SessionId, listener: OwnedFd, models: Vec<String>) -> std::io::Result<()>;
+    fn attach(&self, session: &SessionId, way: WayOut, models: Vec<String>) -> std::io::Result<()>;
     /// Stop serving the session.
     fn detach(&self, session: &SessionId);
 }
 
-/// The link to a live sandbox. Dropping it ends the sandbox.
+/// What the way out needs of a sandbox.
+#[derive(Debug)]
+pub struct WayOut {
+    /// Accepts the session's model calls.
+    pub listener: OwnedFd,
+    /// A pipe that ends with the sandbox's supervisor, or when the next server
+    /// has taken the sandbox over.
+    pub lifeline: OwnedFd,
+}
+
+/// How long a sandbox that was told to end may take.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The link to a live sandbox. Dropping it ends the sandbox unless a turn
+/// runs in it.
 pub(crate) struct Sandbox {
     link: UnixStream,
     reader: FrameReader,
-    /// The view that it was made on.
-    pub(crate) view: Arc<View>,
+    /// Where its supervisor keeps the spools.
+    pub(crate) folder: RunFolder,
+    /// The view that it was made on; unknown for one that was taken over.
+    pub(crate) view: Option<Arc<View>>,
     pub(crate) idle_since: Instant,
-    _slot: OwnedSemaphorePermit,
+    /// The spool of the turn that has just ended: turn, attempt, bytes.
+    pub(crate) ended: Option<(ResponseId, u32, u64)>,
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Sandbox {
@@ -46,17 +67,17 @@ impl Sandbox {
         self.link.write_all(frame).await
     }
 
-    /// Facts that have arrived, at least one; `None` when the supervisor is
+    /// Signals that have arrived, at least one; `None` when the supervisor is
     /// gone. Safe to drop while it waits.
-    pub(crate) async fn facts(&mut self) -> std::io::Result<Option<Vec<Fact>>> {
-        let mut buffer = vec![0; 64 << 10];
+    pub(crate) async fn signals(&mut self) -> std::io::Result<Option<Vec<Signal>>> {
+        let mut buffer = [0; 4096];
         loop {
-            let mut facts = Vec::new();
-            while let Some(fact) = self.reader.next_frame().map_err(std::io::Error::other)? {
-                facts.push(fact);
+            let mut signals = Vec::new();
+            while let Some(signal) = self.reader.next_frame().map_err(std::io::Error::other)? {
+                signals.push(signal);
             }
-            if !facts.is_empty() {
-                return Ok(Some(facts));
+            if !signals.is_empty() {
+                return Ok(Some(signals));
             }
             match self.link.read(&mut buffer).await? {
                 0 => return Ok(None),
@@ -65,19 +86,48 @@ impl Sandbox {
         }
     }
 
-    /// Has the supervisor hung up, as far as can be told without waiting?
-    pub(crate) fn is_closed(&self) -> bool {
-        // Nothing comes unasked while a turn has not begun, so anything that
-        // can be read now is the end.
-        let read = self.link.try_read(&mut [0; 1]);
-        !matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    /// Has the supervisor hung up, as far as can be told without waiting? Late
+    /// words about the last turn may still come; they are kept for later.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        loop {
+            match self.link.try_read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(got) => self.reader.push(&buffer[..got]),
+                Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// The log holds the turn that has just ended.
+    pub(crate) async fn acknowledge_end(&mut self) {
+        if let Some((response_id, attempt, offset)) = self.ended.take() {
+            // If the supervisor is gone, the next turn finds out.
+            let _ = self.command(&Command::Stored { response_id, attempt, offset }).await;
+        }
     }
 
     /// Ends the sandbox and waits until nothing of it is left.
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(self) {
+        self.end().await.remove();
+    }
+
+    /// Ends the sandbox; what it wrote stays.
+    pub(crate) async fn end(mut self) -> RunFolder {
         let _ = self.command(&Command::Stop).await;
-        let gone = async { while let Ok(Some(_)) = self.facts().await {} };
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(5), gone).await;
+        self.wait_until_gone().await
+    }
+
+    /// Waits for a supervisor that is ending.
+    pub(crate) async fn wait_until_gone(mut self) -> RunFolder {
+        let gone = async { while let Ok(Some(_)) = self.signals().await {} };
+        let _ = tokio::time::timeout(GOODBYE, gone).await;
+        let folder = self.folder.clone();
+        let of_it = folder.clone();
+        if !blocking(move || Ok::<_, SessionError>(of_it.make_sure_it_is_gone())).await.unwrap_or(false) {
+            tracing::error!(folder = ?folder, "a sandbox does not end");
+        }
+        folder
     }
 }
 
@@ -137,20 +187,48 @@ impl Sessions {
         let (host, id, limits, for_launch) =
             (self.host.clone(), session.stored.id.clone(), self.config.sandbox, view.clone());
         let launched = blocking(move || host.launch(&id, &for_launch, &limits)).await?;
-        launched
-            .link
-            .set_nonblocking(true)
-            .map_err(|error| SessionError::new(cloister_types::ErrorCode::Internal, error.to_string()))?;
-        let link = UnixStream::from_std(launched.link)
-            .map_err(|error| SessionError::new(cloister_types::ErrorCode::Internal, error.to_string()))?;
+        let way = WayOut { listener: launched.listener, lifeline: launched.lifeline };
+        let known = Known { view: Some(view), slot: Some(slot), enforced: launched.enforced };
+        self.take(session, launched.link, launched.folder, way, known)
+    }
+
+    /// Takes a sandbox over that an earlier server launched.
+    pub(crate) fn take_over(&self, session: &Session, standing: Standing) -> Result<Sandbox, SessionError> {
+        let Standing { link, listener, lifeline, enforced, folder, .. } = standing;
+        // It is at work already: if that is one more than may be, the next
+        // ones wait.
+        let slot = self.slots.clone().try_acquire_owned().ok();
+        let known = Known { view: None, slot, enforced };
+        self.take(session, link, folder, WayOut { listener, lifeline }, known)
+    }
+
+    fn take(
+        &self,
+        session: &Session,
+        link: std::os::unix::net::UnixStream,
+        folder: RunFolder,
+        way: WayOut,
+        known: Known,
+    ) -> Result<Sandbox, SessionError> {
+        link.set_nonblocking(true)?;
+        let link = UnixStream::from_std(link)?;
         let models = vec![session.stored.model.clone()];
-        self.gateway.attach(&session.stored.id, launched.listener, models).map_err(|error| {
+        self.gateway.attach(&session.stored.id, way, models).map_err(|error| {
             tracing::error!(%error, "egress");
             SessionError::new(cloister_types::ErrorCode::Unavailable, "the egress process is not there; try again")
         })?;
-        session.set_enforced(Some(launched.enforced));
-        Ok(Sandbox { link, reader: FrameReader::default(), view, idle_since: Instant::now(), _slot: slot })
+        let Known { view, slot, enforced } = known;
+        session.set_enforced(Some(enforced));
+        let (reader, idle_since) = (FrameReader::default(), Instant::now());
+        Ok(Sandbox { link, reader, folder, view, idle_since, ended: None, _slot: slot })
     }
+}
+
+/// What is known of a sandbox besides how to reach it.
+struct Known {
+    view: Option<Arc<View>>,
+    slot: Option<OwnedSemaphorePermit>,
+    enforced: Enforced,
 }
 
 /// The base URL of the model listener, as seen from inside.

@@ -2,18 +2,23 @@
 
 use std::sync::Arc;
 
-use cloister_store::{Accept, Acceptance, Idempotency, LogItem};
+use cloister_sandbox::files::View;
+use cloister_store::{Accept, Acceptance, Append, Idempotency, LogItem};
 use cloister_types::event::{EventKind, StoredEvent, data_line};
-use cloister_types::transcript::Entry;
-use cloister_types::wire::CancelAnswer;
+use cloister_types::link::Outcome;
+use cloister_types::transcript::{Entry, Usage};
+use cloister_types::wire::{CancelAnswer, OnBusy, TurnStatus};
 use cloister_types::{ErrorCode, ResponseId, SessionId};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::feed::Head;
-use crate::registry::{Sessions, Stop, random};
+use crate::live::Sandbox;
+use crate::registry::{Inner, Session, Sessions, Stop, random};
+use crate::resume::Standing;
 use crate::state::{Ask, Verdict};
+use crate::turn::Begin;
 use crate::{SessionError, clock};
 
 /// How long an idempotency key is kept, in seconds.
@@ -26,6 +31,8 @@ pub struct Message {
     pub text: String,
     /// Who sends it.
     pub caller: String,
+    /// What to do if the session is at work.
+    pub on_busy: OnBusy,
     /// `Idempotency-Key`, already checked for form.
     pub key: Option<String>,
     /// The body as JSON, for the fingerprint.
@@ -57,85 +64,97 @@ impl Sessions {
     /// # Errors
     /// `session_busy`, `idempotency_mismatch`, `session_limit`, `not_found`.
     pub async fn send(self: &Arc<Self>, id: &SessionId, message: Message) -> Result<Sent, SessionError> {
-        let now = clock::now();
+        let (now, life) = (clock::now(), self.life());
         let idempotency = message.key.map(|key| Idempotency { key, fingerprint: fingerprint(id, &message.body) });
         if let Some(idempotency) = &idempotency
-            && let Some(known) = self.store.find_key(&message.caller, idempotency.clone(), now).await?
+            && let Some(known) = self.store.find_key(&message.caller, idempotency.clone(), life).await?
         {
             return self.replay(id, known);
         }
         self.check_open()?;
+        self.check_room().await?;
         let session = self.find(id)?;
-        Self::is_over_age(&session)?;
+        self.is_over_age(&session)?;
         let mut inner = session.inner.lock().await;
         // Again, now that nothing can come in between.
         self.check_open()?;
+        let model = self.config.model(&session.stored.model).cloned();
+        let model = model.ok_or_else(|| SessionError::model_gone(&session.stored.model))?;
         let turn = ResponseId::from_random(random()?);
         let mut next = inner.state.clone();
-        match next.ask(Ask::Start(turn.clone())) {
-            Verdict::Accepted => {}
+        let mut ready = match next.ask(Ask::Start(turn.clone())) {
             Verdict::Gone => return Err(SessionError::no_session()),
-            _ => {
-                // The very turn that runs may be this key's.
-                if let Some(idempotency) = idempotency
-                    && let Some(known) = self.store.find_key(&message.caller, idempotency, now).await?
-                {
-                    return self.replay(id, known);
-                }
-                return Err(busy());
-            }
-        }
-        let model = self.config.model(&session.stored.model).cloned().ok_or_else(|| SessionError {
-            code: ErrorCode::InvalidRequest,
-            message: format!("the session's model {:?} is no longer configured", session.stored.model),
-            hint: Some("configure it again, or create a session with another".into()),
-        })?;
-        let view = self.view(&session, true).await?;
-        if let Some(stale) = inner.sandbox.take_if(|sandbox| !Arc::ptr_eq(&sandbox.view, &view)) {
-            self.put_to_sleep(&session, stale).await;
-        }
-        let slot = if inner.sandbox.is_some() { None } else { Some(self.slot().await?) };
+            // What a turn needs is at hand before it is accepted.
+            Verdict::Accepted => Some(self.make_ready(&session, &mut inner).await?),
+            // The store has the last word: the very turn that runs may be
+            // this key's.
+            _ => None,
+        };
+        let waits = ready.is_none();
         let fields = [
-            ("id", turn.as_str()),
-            ("session_id", id.as_str()),
-            ("status", "in_progress"),
-            ("model", &model.spec.name),
+            ("id", Value::from(turn.as_str())),
+            ("session_id", id.as_str().into()),
+            ("status", "in_progress".into()),
+            ("model", model.spec.name.as_str().into()),
+            ("queued", true.into()),
         ];
-        let created = fields.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-        let data = data_line(created, 0, model.scripted);
+        let fields = fields.into_iter().take(if waits { 5 } else { 4 });
+        let created = fields.map(|(name, value)| (name.to_owned(), value)).collect();
+        let data = data_line(created, 0, model.scripted).into();
         let accept = Accept {
             turn: turn.clone(),
             session: id.clone(),
             caller: message.caller,
             idempotency,
+            on_busy: message.on_busy,
+            most_waiting: self.config.queued_messages,
             items: vec![
                 LogItem::Event(StoredEvent { seq: 0, kind: EventKind::MessageCreated, data }),
                 LogItem::Entry(Entry::User { text: message.text }),
             ],
             now,
+            life,
             key_life: KEY_LIFE,
         };
         // Before the turn can be found in the store, so that whoever finds it
         // can follow it.
         self.feeds.open(&turn, 1);
         let accepted = self.store.accept_turn(accept).await;
-        if !matches!(accepted, Ok(Acceptance::Accepted)) {
+        if !matches!(accepted, Ok(Acceptance::Begun | Acceptance::Waiting)) {
             self.feeds.advance(&turn, Head { next: 0, done: true });
+            inner.sandbox = ready.as_mut().and_then(|ready| ready.sandbox.take());
         }
-        match accepted? {
-            Acceptance::Accepted => {}
-            Acceptance::Busy => return Err(busy()),
-            known => return self.replay(id, known),
+        match (accepted?, ready) {
+            (Acceptance::Begun, Some(Ready { sandbox, slot, view })) => {
+                inner.state = next;
+                self.drive(&session, &mut inner, turn.clone(), Begin::Now { sandbox, slot, view });
+            }
+            (Acceptance::Waiting, _) => {
+                if message.on_busy == OnBusy::Interrupt
+                    && let Some(running) = inner.state.turn().cloned()
+                {
+                    self.stop_turn(&mut inner, &running);
+                }
+            }
+            (Acceptance::Begun, None) => {
+                // The session was at work a moment ago, under this very lock.
+                return Err(SessionError::new(ErrorCode::Internal, "the session and its log disagree"));
+            }
+            (known, _) => return self.replay(id, known),
         }
-        session.touch(now);
-        let (stop, stopped) = watch::channel(Stop::No);
-        inner.state = next;
-        inner.stop = Some(stop);
-        inner.ending = false;
-        let sandbox = inner.sandbox.take();
-        drop(inner);
-        tokio::spawn(self.clone().run_turn(session, turn.clone(), model, sandbox, slot, view, stopped));
+        session.touch(now, life);
         Ok(Sent::Turn(turn))
+    }
+
+    /// View, and a sandbox on it or a place for one.
+    async fn make_ready(&self, session: &Arc<Session>, inner: &mut Inner) -> Result<Ready, SessionError> {
+        let view = self.view(session, true).await?;
+        let fits = |sandbox: &Sandbox| sandbox.view.as_ref().is_some_and(|of| Arc::ptr_eq(of, &view));
+        if let Some(stale) = inner.sandbox.take_if(|sandbox| !fits(sandbox)) {
+            self.put_to_sleep(session, stale).await;
+        }
+        let slot = if inner.sandbox.is_some() { None } else { Some(self.slot().await?) };
+        Ok(Ready { sandbox: inner.sandbox.take(), slot, view })
     }
 
     fn replay(&self, id: &SessionId, known: Acceptance) -> Result<Sent, SessionError> {
@@ -146,7 +165,12 @@ impl Sessions {
                 let message = "this idempotency key was used with another body or session";
                 Err(SessionError::new(ErrorCode::IdempotencyMismatch, message))
             }
-            Acceptance::Accepted | Acceptance::Busy => Err(busy()),
+            Acceptance::QueueFull => Err(SessionError {
+                code: ErrorCode::QueueFull,
+                message: format!("{} messages wait for this session, which is the limit", self.config.queued_messages),
+                hint: Some("wait for one to end, or cancel one".into()),
+            }),
+            Acceptance::Begun | Acceptance::Waiting | Acceptance::Busy => Err(busy()),
         }
     }
 
@@ -156,28 +180,61 @@ impl Sessions {
     /// Not found, for a turn of another session too.
     pub async fn cancel(&self, id: &SessionId, turn: &ResponseId) -> Result<CancelAnswer, SessionError> {
         let session = self.find(id)?;
-        self.store.turn(turn).await?.filter(|turn| turn.session == *id).ok_or_else(SessionError::no_turn)?;
         let mut inner = session.inner.lock().await;
-        let ending = inner.ending && inner.state.turn() == Some(turn);
-        let verdict = if ending { Verdict::NotRunning } else { inner.state.ask(Ask::Cancel(turn.clone())) };
-        let status = match verdict {
-            Verdict::Accepted => {
-                if let Some(stop) = &inner.stop {
-                    let _ = stop.send(Stop::Cancel);
-                }
-                "cancelling"
+        // Read under the lock: a turn that waits begins under it, too.
+        let stored = self.store.turn(turn).await?.filter(|turn| turn.session == *id);
+        let stored = stored.ok_or_else(SessionError::no_turn)?;
+        let cancelling = match stored.status {
+            TurnStatus::InProgress => {
+                // On disk before it is promised: whoever comes after us keeps it.
+                let noted = self.store.note_cancel(turn).await?;
+                noted && self.stop_turn(&mut inner, turn)
             }
-            Verdict::AlreadySo => "cancelling",
-            _ => "already_complete",
+            TurnStatus::Queued => {
+                self.end_waiting(&session, turn).await?;
+                true
+            }
+            _ => false,
         };
+        let status = if cancelling { "cancelling" } else { "already_complete" };
         Ok(CancelAnswer { response_id: turn.clone(), status: status.to_owned() })
     }
+
+    /// Tells the running turn to stop; false if it is not the one that runs.
+    pub(crate) fn stop_turn(&self, inner: &mut Inner, turn: &ResponseId) -> bool {
+        let verdict = inner.state.ask(Ask::Cancel(turn.clone()));
+        if verdict == Verdict::Accepted
+            && let Some(stop) = &inner.stop
+        {
+            let _ = stop.send(Stop::Cancel);
+        }
+        matches!(verdict, Verdict::Accepted | Verdict::AlreadySo)
+    }
+
+    /// Ends a turn that waits. Called under its session's lock.
+    pub(crate) async fn end_waiting(&self, session: &Session, turn: &ResponseId) -> Result<(), SessionError> {
+        let scripted = self.config.model(&session.stored.model).is_some_and(|model| model.scripted);
+        let (items, mark) = self.store.log_of_open(turn).await?;
+        let items = Standing::read(&items).end(turn, &Outcome::Cancelled, scripted);
+        let next = items.iter().rev().find_map(LogItem::seq).map_or(0, |seq| seq + 1);
+        let finish = self.finished(Outcome::Cancelled, Usage::default(), String::new());
+        self.store.append(Append::at(turn.clone(), items, mark).finish(finish)).await?;
+        self.feeds.advance(turn, Head { next, done: true });
+        Ok(())
+    }
+}
+
+/// What a turn needs to begin.
+struct Ready {
+    sandbox: Option<Sandbox>,
+    slot: Option<OwnedSemaphorePermit>,
+    view: Arc<View>,
 }
 
 fn busy() -> SessionError {
     SessionError {
         code: ErrorCode::SessionBusy,
         message: "the session is working on another message".into(),
-        hint: Some("follow current_response_id of the session, or cancel it".into()),
+        hint: Some("follow current_response_id of the session, cancel it, or send on_busy queue or interrupt".into()),
     }
 }

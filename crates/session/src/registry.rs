@@ -8,14 +8,15 @@ use cloister_sandbox::files::View;
 use cloister_sandbox::host::Host;
 use cloister_store::{Store, StoredSession};
 use cloister_types::link::Enforced;
-use cloister_types::wire::{SessionRecord, SessionStatus, TurnStatus};
+use cloister_types::wire::{SessionRecord, SessionStatus};
 use cloister_types::{ErrorCode, ResponseId, SessionId};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
 use crate::feed::{Feeds, Subscription};
 use crate::live::{Gateway, Sandbox, blocking};
 use crate::state::State;
-use crate::{Config, SessionError, clock};
+use crate::clock::{self, LifeClock};
+use crate::{Config, SessionError};
 
 /// A turn that runs gets its feed within moments of being accepted.
 const NO_FEED_YET: std::time::Duration = std::time::Duration::from_millis(5);
@@ -28,7 +29,8 @@ pub(crate) struct Session {
     pub(crate) stored: StoredSession,
     /// Everything that changes is changed under this lock.
     pub(crate) inner: AsyncMutex<Inner>,
-    activity: Mutex<f64>,
+    /// By the wall, and on the clock of lives.
+    activity: Mutex<(f64, f64)>,
     enforced: Mutex<Option<Enforced>>,
     view: AsyncMutex<Option<Arc<View>>>,
 }
@@ -39,10 +41,8 @@ pub(crate) struct Inner {
     pub(crate) sandbox: Option<Sandbox>,
     /// Stops the running turn.
     pub(crate) stop: Option<watch::Sender<Stop>>,
-    /// The running turn's terminal event is on its way to the log.
-    pub(crate) ending: bool,
-    /// When the last turn ended, or the session began: Unix seconds.
-    pub(crate) idle_since: f64,
+    /// When the last turn ended, or the session began, on the clock of lives.
+    pub(crate) rested: f64,
 }
 
 /// How a running turn is asked to end early.
@@ -58,12 +58,12 @@ pub(crate) enum Stop {
 
 impl Session {
     pub(crate) fn new(stored: StoredSession) -> Self {
-        let since = stored.last_activity;
-        let inner = Inner { state: State::Idle, sandbox: None, stop: None, ending: false, idle_since: since };
+        let inner = Inner { state: State::Idle, sandbox: None, stop: None, rested: stored.life.rested };
+        let activity = (stored.last_activity, stored.life.active);
         Self {
             stored,
             inner: AsyncMutex::new(inner),
-            activity: Mutex::new(since),
+            activity: Mutex::new(activity),
             enforced: Mutex::new(None),
             view: AsyncMutex::new(None),
         }
@@ -73,14 +73,15 @@ impl Session {
         *self.enforced.lock().unwrap_or_else(PoisonError::into_inner) = enforced;
     }
 
-    pub(crate) fn last_activity(&self) -> f64 {
+    /// When it was last active: by the wall, and on the clock of lives.
+    pub(crate) fn last_activity(&self) -> (f64, f64) {
         *self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes activity. Clock jumps backwards do not move it back.
-    pub(crate) fn touch(&self, now: f64) {
+    pub(crate) fn touch(&self, now: f64, life: f64) {
         let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
-        *activity = activity.max(now);
+        *activity = (activity.0.max(now), activity.1.max(life));
     }
 }
 
@@ -92,12 +93,13 @@ pub struct Sessions {
     pub(crate) gateway: Arc<dyn Gateway>,
     pub(crate) feeds: Feeds,
     pub(crate) slots: Arc<Semaphore>,
+    clock: LifeClock,
     closing: AtomicBool,
     map: RwLock<HashMap<SessionId, Arc<Session>>>,
 }
 
 impl Sessions {
-    /// Loads the sessions and ends the turns that the last server left open.
+    /// Loads the sessions and takes up the turns that the last server left.
     ///
     /// # Errors
     /// The store's.
@@ -108,6 +110,7 @@ impl Sessions {
         gateway: Arc<dyn Gateway>,
     ) -> Result<Arc<Self>, SessionError> {
         let slots = Arc::new(Semaphore::new(config.live_sessions));
+        let clock = LifeClock::open(&store).await?;
         let stored = store.sessions().await?;
         let map = stored.into_iter().map(|stored| (stored.id.clone(), Arc::new(Session::new(stored)))).collect();
         let sessions = Arc::new(Self {
@@ -117,11 +120,21 @@ impl Sessions {
             gateway,
             feeds: Feeds::default(),
             slots,
+            clock,
             closing: AtomicBool::new(false),
             map: RwLock::new(map),
         });
-        sessions.recover().await?;
+        sessions.adopt().await?;
         Ok(sessions)
+    }
+
+    /// Seconds on the clock of lives.
+    pub(crate) fn life(&self) -> f64 {
+        self.clock.now()
+    }
+
+    pub(crate) fn clock(&self) -> &LifeClock {
+        &self.clock
     }
 
     /// Who an API key belongs to.
@@ -182,13 +195,14 @@ impl Sessions {
 
     pub(crate) async fn record(&self, session: &Session) -> Result<SessionRecord, SessionError> {
         let state = session.inner.lock().await.state.clone();
-        let last = self.store.last_ended(&session.stored.id).await?;
+        let (last, queued) = self.store.last_ended(&session.stored.id).await?;
         let stored = session.stored.clone();
         Ok(SessionRecord {
             session_id: stored.id.clone(),
             id: stored.id,
             created_at: stored.created_at,
-            last_activity: session.last_activity(),
+            last_activity: session.last_activity().0,
+            queued,
             busy: state.turn().is_some(),
             persistent: stored.persistent,
             ttl: stored.ttl,
@@ -227,9 +241,9 @@ impl Sessions {
             let stored = stored.ok_or_else(SessionError::no_turn)?;
             match head {
                 Some(head) => return Ok(Subscription::live(self.store.clone(), stored.id, next, head)),
-                None if stored.status == TurnStatus::InProgress => tokio::time::sleep(NO_FEED_YET).await,
+                None if !stored.status.is_over() => tokio::time::sleep(NO_FEED_YET).await,
                 None => {
-                    let end = self.store.last_seq(turn).await?.map_or(0, |last| last + 1);
+                    let end = self.store.next_seq(turn).await?.ok_or_else(SessionError::log_damaged)?;
                     return Ok(Subscription::ended(self.store.clone(), stored.id, next, end));
                 }
             }
@@ -256,9 +270,9 @@ impl Sessions {
 
     /// Notes activity, in memory at once and in the store in its own time.
     pub(crate) async fn touch(&self, session: &Session) {
-        let now = clock::now();
-        session.touch(now);
-        if let Err(error) = self.store.touch_session(&session.stored.id, now).await {
+        let (now, life) = (clock::now(), self.life());
+        session.touch(now, life);
+        if let Err(error) = self.store.touch_session(&session.stored.id, now, life).await {
             tracing::warn!(%error, "activity not recorded");
         }
     }
@@ -269,6 +283,13 @@ impl Sessions {
             return Err(SessionError::new(ErrorCode::Unavailable, "the server is stopping"));
         }
         Ok(())
+    }
+
+    /// Takes no more work and leaves what runs to its supervisors: the next
+    /// server takes it over.
+    pub fn let_go(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.host.let_go();
     }
 
     /// Ends every sandbox, and every running turn as interrupted: the orderly

@@ -71,6 +71,23 @@ impl Append {
         Self { to, ..self }
     }
 
+    /// How it ends the turn, if it does.
+    #[must_use]
+    pub fn status(&self) -> Option<TurnStatus> {
+        self.finish.as_ref().map(|finish| finish.status)
+    }
+
+    /// Puts another terminal event in the place of the one that it has.
+    #[must_use]
+    pub fn end_with(mut self, event: impl FnOnce(u64) -> LogItem, finish: Finish) -> Self {
+        if let Some(last) = self.items.last_mut()
+            && let Some(seq) = last.seq()
+        {
+            *last = event(seq);
+        }
+        self.finish(finish)
+    }
+
     pub(crate) fn turn(&self) -> &ResponseId {
         &self.turn
     }

@@ -23,6 +23,17 @@ pub enum LogItem {
     Intent(Vec<String>),
 }
 
+impl LogItem {
+    /// The number, if it is an event.
+    #[must_use]
+    pub fn seq(&self) -> Option<u64> {
+        match self {
+            Self::Event(event) => Some(event.seq),
+            _ => None,
+        }
+    }
+}
+
 /// How far a turn has come with its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {

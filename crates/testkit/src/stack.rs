@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::processes::Processes;
 use crate::raw::{Answer, raw};
 
 /// As whom the stack runs.
@@ -48,11 +49,16 @@ pub struct Options {
     pub config: Option<String>,
     /// As an ordinary user even if the test is root.
     pub as_user: bool,
+    /// `cloister serve` instead of `cloister dev`: its turns outlive it.
+    pub serve: bool,
+    /// Variables of the server's environment.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A running stack; ended when dropped.
 pub struct Stack {
     child: Option<Child>,
+    address: String,
     folder: TempDir,
     options: Options,
     /// Base URL.
@@ -111,20 +117,30 @@ impl Stack {
         if options.as_user && rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(folder.path(), Some(ORDINARY), Some(ORDINARY)).expect("chown");
         }
-        Self::launch(folder, options).await
+        Self::launch(folder, options, "127.0.0.1:0").await
     }
 
-    async fn launch(folder: TempDir, options: Options) -> Self {
+    /// Starts a stack on a folder that is already there.
+    pub async fn on(folder: TempDir, options: Options) -> Self {
+        Self::launch(folder, options, "127.0.0.1:0").await
+    }
+
+    async fn launch(folder: TempDir, options: Options, address: &str) -> Self {
         let ready = folder.path().join("ready.json");
         let _ = std::fs::remove_file(&ready);
         let mut command = Command::new(executables().join("cloister"));
-        command.args(["dev", "--listen", "127.0.0.1:0", "--data"]).arg(folder.path().join("data"));
+        command.args([if options.serve { "serve" } else { "dev" }, "--listen", address, "--data"]);
+        command.arg(folder.path().join("data"));
+        if options.serve {
+            command.arg("--allow-scripted");
+        }
         command.arg("--ready-file").arg(&ready).current_dir(folder.path());
         command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null()).stdout(Stdio::null());
         match std::env::var("CLOISTER_LOG") {
             Ok(filter) => _ = command.env("CLOISTER_LOG", filter),
             Err(_) => _ = command.stderr(Stdio::null()),
         }
+        command.envs(options.environment.iter().map(|(name, value)| (name, value)));
         if options.config.is_some() {
             // A bare name, as people type it.
             command.args(["--config", "config.toml"]);
@@ -145,10 +161,14 @@ impl Stack {
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
         let known: Value = serde_json::from_str(&text).expect("the ready file");
-        let word = |field: &str| known[field].as_str().expect("a field").to_owned();
-        let (url, key) = (word("url"), word("key"));
+        let url = known["url"].as_str().expect("a URL").to_owned();
+        let key = match known["key"].as_str() {
+            Some(key) => key.to_owned(),
+            None => new_key(folder.path(), &options),
+        };
         let client = Client::new(&url, &key, None).expect("a client");
-        Self { child: Some(child), folder, options, url, key, client }
+        let address = url.trim_start_matches("http://").to_owned();
+        Self { child: Some(child), address, folder, options, url, key, client }
     }
 
     /// Pid of the server.
@@ -199,7 +219,20 @@ impl Stack {
         assert!(self.child.is_none(), "still running");
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
         let options = self.options.clone();
-        Self::launch(folder, options).await
+        Self::launch(folder, options, &self.address).await
+    }
+
+    /// SIGKILL to the server alone; it is collected, and nothing is started.
+    pub async fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait().await;
+    }
+
+    /// Processes that belong to this stack: what the server started, and what
+    /// the run folder names.
+    #[must_use]
+    pub fn processes(&self) -> Processes {
+        Processes::of(self.pid(), &self.folder.path().join("data/run"))
     }
 
     fn signal(&self, signal: Signal) {
@@ -279,7 +312,31 @@ impl Drop for Stack {
                 let _ = child.wait();
             }
         }
+        // What was to outlive the server does not outlive the test.
+        for pid in self.processes().supervisors() {
+            kill(pid);
+        }
     }
+}
+
+/// SIGKILL.
+pub fn kill(pid: u32) {
+    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// A key for a tenant whose server runs.
+fn new_key(folder: &Path, options: &Options) -> String {
+    let mut command = Command::new(executables().join("cloister"));
+    command.args(["--json", "key", "new", "--config"]).arg(folder.join("config.toml"));
+    command.arg("--data").arg(folder.join("data")).env_clear().env("PATH", "/usr/bin:/bin");
+    if options.as_user && rustix::process::geteuid().is_root() {
+        command.uid(ORDINARY).gid(ORDINARY);
+    }
+    let output = command.output().expect("cloister key new");
+    let known: Value = serde_json::from_slice(&output.stdout).expect("a key");
+    known["key"].as_str().expect("a key").to_owned()
 }
 
 /// A message that holds a script.

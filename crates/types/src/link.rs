@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::error::ErrorCode;
 use crate::event::EventKind;
-use crate::model::ModelSpec;
+use crate::model::{ModelSpec, Price};
 use crate::transcript::{Entry, Usage};
 use crate::{ResponseId, SessionId};
 
@@ -119,6 +119,27 @@ pub struct TurnLimits {
     pub spend: Option<u64>,
     /// Longest time in milliseconds; what is left of it for a turn that goes on.
     pub time_ms: u64,
+}
+
+impl TurnLimits {
+    /// The ceiling that a turn has reached which has made so many calls and
+    /// used so many tokens: it may make no more.
+    #[must_use]
+    pub fn reached(&self, calls: u32, usage: &Usage, price: &Price) -> Option<(ErrorCode, String)> {
+        if calls >= self.steps {
+            return Some((ErrorCode::StepLimit, format!("the turn reached its limit of {} model calls", self.steps)));
+        }
+        if usage.total_tokens >= self.tokens {
+            return Some((ErrorCode::TokenLimit, format!("the turn reached its limit of {} tokens", self.tokens)));
+        }
+        match self.spend {
+            Some(most) if price.of(usage) >= most => {
+                let dollars = most as f64 / 1e6;
+                Some((ErrorCode::SpendLimit, format!("the turn reached its limit of {dollars} dollars")))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Everything that a turn needs.
@@ -283,6 +304,11 @@ pub enum Fact {
         output_text: String,
         /// The sandbox was ended along with the turn.
         sandbox_gone: bool,
+    },
+    /// The agent is lost, and the sandbox with it; the turn has not ended.
+    Lost {
+        /// How, for people and for the model.
+        cause: String,
     },
 }
 

@@ -119,10 +119,10 @@ pub(crate) struct Toolbox {
 }
 
 impl Toolbox {
-    pub(crate) fn new(session: &SessionId, turn: &ResponseId) -> Self {
+    pub(crate) fn new(session: &SessionId, turn: &ResponseId, attempt: u32) -> Self {
         Self {
             scratch: Path::new(WORKSPACE).join(".sessions").join(session.as_str()),
-            turn: turn.to_string(),
+            turn: if attempt > 1 { format!("{turn}-{attempt}") } else { turn.to_string() },
             calls: AtomicU32::new(0),
         }
     }

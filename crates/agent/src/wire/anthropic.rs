@@ -233,7 +233,7 @@ pub(super) fn request(model: &ModelSpec, system: &str, conversation: &[Entry], t
                 "user",
                 vec![json!({"type": "tool_result", "tool_use_id": id, "content": content, "is_error": is_error})],
             ),
-            Entry::Assistant { wire, model: author, blocks } => ("assistant", replay(*wire, author, blocks, model)),
+            Entry::Assistant { wire, model: author, blocks, .. } => ("assistant", replay(*wire, author, blocks, model)),
         };
         if blocks.is_empty() {
             continue;
@@ -294,6 +294,7 @@ mod tests {
             upstream_model: "claude".into(),
             max_output_tokens: 9,
             thinking_tokens: None,
+            price: Default::default(),
         }
     }
 
@@ -306,6 +307,9 @@ mod tests {
                 wire: Wire::AnthropicMessages,
                 model: "claude".into(),
                 blocks: vec![json!({"type": "thinking", "thinking": "x", "signature": "s"}), tool],
+                malformed: vec![],
+                stop: Default::default(),
+                usage: Default::default(),
             },
             Entry::ToolResult { id: "t".into(), content: "ok".into(), is_error: false },
             Entry::User { text: "and".into() },

@@ -7,6 +7,7 @@ mod anthropic;
 mod chat;
 
 use cloister_types::model::{ModelSpec, Wire};
+pub use cloister_types::transcript::Stop;
 use cloister_types::transcript::{Entry, Usage};
 use serde_json::Value;
 
@@ -39,23 +40,6 @@ pub enum Piece {
     /// The open block closes; a tool call with its parsed arguments, unless
     /// they are not JSON.
     Close(Option<Value>),
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stop {
-    /// The model is done.
-    End,
-    /// It waits for tool results.
-    Tools,
-    /// It reached the limit of one answer.
-    MaxTokens,
-    /// It wants to go on in another call.
-    Pause,
-    /// It declined.
-    Refusal,
-    /// The conversation no longer fits.
-    ContextFull,
 }
 
 /// A whole answer.

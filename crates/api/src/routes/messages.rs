@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use cloister_session::{Message, Sent};
-use cloister_types::wire::{CancelAnswer, ErrorBody, SendMessage};
+use cloister_types::wire::{CancelAnswer, ErrorBody, OnBusy, SendMessage};
 use cloister_types::{ErrorCode, ResponseId};
 use serde::Deserialize;
 use serde_json::json;
@@ -19,7 +19,7 @@ use crate::auth::Principal;
 use crate::error::{Answer, ApiError};
 use crate::{Api, body, sse};
 
-fn response_id(text: &str) -> Answer<ResponseId> {
+pub(super) fn response_id(text: &str) -> Answer<ResponseId> {
     text.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no such response in this session"))
 }
 
@@ -36,9 +36,9 @@ fn response_id(text: &str) -> Answer<ResponseId> {
         (status = 200, description = "The turn's events; header X-Response-Id names the turn", content_type = "text/event-stream", body = String),
         (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 409, description = "session_busy", body = ErrorBody),
+        (status = 409, description = "session_busy; see on_busy", body = ErrorBody),
         (status = 422, description = "idempotency_mismatch", body = ErrorBody),
-        (status = 429, description = "session_limit", body = ErrorBody),
+        (status = 429, description = "session_limit, or queue_full", body = ErrorBody),
     )
 )]
 pub(super) async fn send(
@@ -57,11 +57,16 @@ pub(super) async fn send(
     if text.is_empty() {
         return Err(ApiError::invalid("message must not be empty"));
     }
+    let on_busy = match body.get("on_busy") {
+        None | Some(serde_json::Value::Null) => OnBusy::Reject,
+        Some(word) => serde_json::from_value(word.clone())
+            .map_err(|_| ApiError::invalid("on_busy takes reject, queue or interrupt"))?,
+    };
     let key = idempotency_key(&headers)?;
-    let message = Message { text: text.to_owned(), caller: principal.caller, key, body };
+    let message = Message { text: text.to_owned(), on_busy, caller: principal.caller, key, body };
     let (sessions, session) = (api.sessions.clone(), id.clone());
     match unhurried(async move { sessions.send(&session, message).await }).await? {
-        Sent::Turn(turn) => Ok(sse::response(api.sessions.subscribe(&id, &turn, None).await?)),
+        Sent::Turn(turn) => sse::response(api.sessions.subscribe(&id, &turn, None).await?).await,
         Sent::Evicted(turn) => {
             let note = "the session of this turn was deleted, and its events with it";
             let body = Json(json!({"response_id": turn, "status": "replayed", "note": note}));
@@ -97,6 +102,7 @@ pub(super) struct Cursor {
         (status = 200, content_type = "text/event-stream", body = String),
         (status = 400, description = "The cursor is not a whole number", body = ErrorBody),
         (status = 404, body = ErrorBody),
+        (status = 500, description = "log_damaged", body = ErrorBody),
     )
 )]
 pub(super) async fn events(
@@ -115,7 +121,7 @@ pub(super) async fn events(
         }
         Some(_) => return Err(ApiError::invalid("the cursor must be a whole number, 0 or more")),
     };
-    Ok(sse::response(api.sessions.subscribe(&id, &rid, after).await?))
+    sse::response(api.sessions.subscribe(&id, &rid, after).await?).await
 }
 
 /// Cancel a turn.

@@ -1,6 +1,7 @@
 //! Every route, on one screen.
 
 mod files;
+mod history;
 mod messages;
 mod sessions;
 mod system;
@@ -25,7 +26,9 @@ pub(crate) fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(system::openapi))
         .routes(routes!(sessions::create, sessions::list, sessions::delete_matching))
         .routes(routes!(sessions::get, sessions::delete))
-        .routes(routes!(messages::send))
+        .routes(routes!(messages::send, history::transcript))
+        .routes(routes!(history::list))
+        .routes(routes!(history::get))
         .routes(routes!(messages::events))
         .routes(routes!(messages::cancel))
         .routes(routes!(files::list))

@@ -114,14 +114,27 @@ pub(super) async fn delete_matching(
     Ok(Json(Deleted { deleted }))
 }
 
+#[derive(Deserialize)]
+pub(super) struct Wait {
+    wait: Option<String>,
+}
+
 /// Read a session.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}", tag = "sessions",
-    params(("id" = String, Path)),
+    params(
+        ("id" = String, Path),
+        ("wait" = Option<u32>, Query, description = "Wait up to so many seconds, 0 to 60, for the session to be idle"),
+    ),
     responses((status = 200, body = SessionRecord), (status = 404, body = ErrorBody))
 )]
-pub(super) async fn get(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Answer<Json<SessionRecord>> {
-    Ok(Json(api.sessions.get(&session_id(&id)?).await?))
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    wait: Result<Query<Wait>, QueryRejection>,
+) -> Answer<Json<SessionRecord>> {
+    let wait = super::history::wait(query(wait)?.wait.as_deref())?;
+    Ok(Json(api.sessions.get_when_idle(&session_id(&id)?, wait).await?))
 }
 
 /// Destroy a session. Workspace files and `.memory/` stay.

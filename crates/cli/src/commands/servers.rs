@@ -28,9 +28,9 @@ pub(super) async fn dev(server: &ServerArguments, options: DevArguments, output:
 }
 
 pub(super) async fn serve(server: &ServerArguments, options: ServeArguments, output: Output) -> Result<(), Failure> {
-    let ServeArguments { config, listen, allow_scripted } = options;
+    let ServeArguments { config, listen, ready_file, allow_scripted } = options;
     let shown = config.display().to_string();
-    let options = Serve { config, data: server.data.clone(), listen, allow_scripted };
+    let options = Serve { config, data: server.data.clone(), listen, ready_file, allow_scripted };
     cloister_server::serve(options, |url| {
         output.talk(&format!("Cloister serves at {url}"));
         output.next(&format!("cloister key new --config {shown}"));

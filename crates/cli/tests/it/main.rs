@@ -4,6 +4,7 @@
 
 mod cancel;
 mod commands;
+mod crash;
 mod data;
 mod files;
 mod hostile;

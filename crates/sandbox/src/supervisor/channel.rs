@@ -8,9 +8,6 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-/// Bytes that may wait to be sent before the other side is made to wait.
-const HIGH_WATER: usize = 4 << 20;
-
 pub(super) struct Channel {
     socket: OwnedFd,
     reader: FrameReader,
@@ -49,11 +46,6 @@ impl Channel {
         flags.set(PollFlags::IN, reading);
         flags.set(PollFlags::OUT, !self.unsent.is_empty());
         flags
-    }
-
-    /// Is so much unsent that its source should pause?
-    pub(super) fn is_full(&self) -> bool {
-        self.unsent.len() > HIGH_WATER
     }
 
     pub(super) fn is_flushed(&self) -> bool {

@@ -1,27 +1,42 @@
 //! One process per live session, outside its sandbox: parent of init, keeper
-//! of the turn's numbers and deadlines. It has one thread and no secret, and
-//! takes nothing that comes from inside on trust.
+//! of the turn's numbers, spool and limits. It has one thread and no secret,
+//! and takes nothing that comes from inside on trust.
+//!
+//! ```text
+//! agent --frames--> turn (numbers) --> spool (file) <--reads-- server
+//!                                          \--- "it reaches to here" --^
+//! ```
+//!
+//! It does not need a server: when the server dies, the turn goes on into the
+//! spool, and the next server finds the supervisor by its folder. Without a
+//! turn and without a server it ends.
 
 mod channel;
+mod server;
 mod turn;
+mod work;
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cloister_types::ErrorCode;
-use cloister_types::link::{Command, Fact, FromAgent, MAX_FACT, Outcome, TurnStart, encode};
+use cloister_types::link::{Command, Fact, FromAgent, MAX_FACT, Outcome, Signal, Spooling, ToAgent, TurnStart};
 use cloister_types::transcript::Usage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Signal as Kill, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use self::channel::{Channel, Closed};
-use self::turn::{TooMuch, Turn};
+use self::server::{Link, listen, send_with};
+use self::turn::TooMuch;
+use self::work::{Ending, Work};
 use crate::cgroup::SessionGroups;
-use crate::init::{self, AgentExited};
+use crate::init::{self, FromInit};
 use crate::launch::{Refused, Sandbox};
+use crate::run::{About, Process, VERSION, boot_id, spool_name};
+use crate::spool::Spool;
 use crate::{protocol, sys};
 
 /// How long an agent may take to end its turn after a cancel, before the
@@ -29,125 +44,140 @@ use crate::{protocol, sys};
 const CANCEL_GRACE: Duration = Duration::from_millis(700);
 /// How long an agent that hung up may take to be gone.
 const HANG_UP_GRACE: Duration = Duration::from_secs(1);
-/// How long the last facts may take to reach the server.
-const FLUSH: Duration = Duration::from_secs(10);
+/// How long a sandbox may take to be swept, before it is ended.
+const SWEEP_GRACE: Duration = Duration::from_secs(2);
+/// How long the last words may take to reach the server.
+const FLUSH: Duration = Duration::from_secs(1);
 /// Pieces of 64 KiB read from an agent before time and server are looked at.
 const READS: usize = 16;
 /// Pieces that may be left in the socket of an agent that has ended.
 const LAST_READS: usize = 64;
-/// Bytes of the agent's error output kept for the report of its death.
-const LOG_TAIL: usize = 2048;
+
+/// Who a supervisor works for, and where.
+pub(crate) struct Post {
+    pub(crate) link: OwnedFd,
+    pub(crate) folder: OwnedFd,
+    pub(crate) session: cloister_types::SessionId,
+    pub(crate) launch: String,
+}
 
 /// Reports the launch on the link and, if it stands, supervises until the
 /// session's sandbox ends. Descriptors travel with the first frame.
-pub(crate) fn run(link: OwnedFd, launched: Result<Sandbox, Refused>, groups: SessionGroups) {
-    let sandbox = match launched {
-        Ok(sandbox) => sandbox,
+pub(crate) fn run(post: Post, launched: Result<Sandbox, Refused>, groups: SessionGroups) {
+    match launched.and_then(|sandbox| Supervisor::new(&post, sandbox, groups.clone())) {
+        Ok(mut supervisor) => {
+            supervisor.supervise();
+            supervisor.kill();
+        }
         Err(refused) => {
-            let _ = first_frame(&link, &Fact::Unready { message: refused.to_string() }, None);
-            groups.remove();
-            return;
+            let _ = send_with(&post.link, &Signal::Unready { message: refused.to_string() }, &[]);
         }
-    };
-    // From here on the only right it needs is to end what it started.
-    let dropped = rustix::thread::set_no_new_privs(true)
-        .and_then(|()| sys::drop_bounding_set())
-        .and_then(|()| sys::keep_only_kill());
-    let started = match dropped {
-        Ok(()) => first_frame(&link, &Fact::Ready(sandbox.enforced.clone()), Some(&sandbox.listener)),
-        Err(errno) => {
-            first_frame(&link, &Fact::Unready { message: format!("drop the supervisor's rights: {errno}") }, None)
-                .and(Err(errno))
-        }
-    };
-    if let (Ok(()), Ok(channel)) = (started, Channel::new(link)) {
-        let Sandbox { init, control, .. } = sandbox;
-        let mut supervisor =
-            Supervisor { link: channel, init, control, groups: groups.clone(), live: None, serial: 0, dead: false };
-        // Ends with the link, with a stop, or with the sandbox.
-        let _ = supervisor.supervise();
-        supervisor.kill();
     }
     groups.remove();
 }
 
-fn first_frame(link: &OwnedFd, fact: &Fact, listener: Option<&OwnedFd>) -> rustix::io::Result<()> {
-    let bytes = encode(fact).map_err(|_| Errno::INVAL)?;
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<_> = listener.iter().map(|fd| fd.as_fd()).collect();
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(Errno::NOBUFS);
-    }
-    rustix::net::sendmsg(link, &[std::io::IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
-}
-
-/// The turn that runs, and the agent that runs it.
-struct Live {
-    turn: Turn,
-    agent: Channel,
-    log: OwnedFd,
-    log_tail: VecDeque<u8>,
-    log_closed: bool,
-    agent_gone: bool,
-    deadline: Instant,
-    limit: Duration,
-    cancelled: Option<Instant>,
-}
-
 struct Supervisor {
-    link: Channel,
+    link: Link,
+    folder: OwnedFd,
     init: OwnedFd,
     control: OwnedFd,
     groups: SessionGroups,
-    live: Option<Live>,
+    work: Option<Work>,
+    /// A turn that has ended, until the log holds it whole.
+    ended: Option<(Spooling, Spool)>,
     /// Number of the last agent that was started.
     serial: u64,
     dead: bool,
 }
 
+/// Something that cannot be gone on from. What is to be said has been said.
+struct Over;
+
 impl Supervisor {
-    fn supervise(&mut self) -> Result<(), Closed> {
+    fn new(post: &Post, sandbox: Sandbox, groups: SessionGroups) -> Result<Self, Refused> {
+        let init = sandbox.init;
+        let stand = || -> rustix::io::Result<Self> {
+            let own = std::process::id().cast_signed();
+            let known = |pid| Process::of(pid).map_err(|_| Errno::SRCH);
+            let about = About {
+                version: VERSION,
+                session: post.session.clone(),
+                launch: post.launch.clone(),
+                boot: boot_id(),
+                supervisor: known(own)?,
+                init: known(sandbox.init_pid)?,
+            };
+            let listener = listen(&post.folder)?;
+            about.write(&post.folder).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            // From here on the only right it needs is to end what it started.
+            rustix::thread::set_no_new_privs(true)?;
+            sys::drop_bounding_set()?;
+            sys::keep_only_kill()?;
+            let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;
+            Ok(Self {
+                link: Link::open(link, listener, sandbox.listener, sandbox.enforced, post.launch.clone())?,
+                folder: rustix::io::fcntl_dupfd_cloexec(&post.folder, 3)?,
+                init: rustix::io::fcntl_dupfd_cloexec(&init, 3)?,
+                control: sandbox.control,
+                groups,
+                work: None,
+                ended: None,
+                serial: 0,
+                dead: false,
+            })
+        };
+        stand().map_err(|errno| {
+            let _ = pidfd_send_signal(&init, Kill::KILL);
+            Refused { step: "set the supervisor up".into(), answer: errno.to_string() }
+        })
+    }
+
+    /// Ends with the sandbox, with a stop, or when there is nobody to work for.
+    fn supervise(&mut self) {
         while !self.dead {
-            let ready = self.wait()?;
-            self.link.flush()?;
+            let Ok(ready) = self.wait() else { break };
+            if ready.listener {
+                self.link.accept();
+            }
             if ready.link {
-                self.hear_server()?;
+                self.hear_server();
             }
-            if ready.agent {
-                self.hear_agent(READS)?;
-            }
+            let heard = if ready.agent { self.hear_agent(READS) } else { Ok(()) };
             if ready.log {
                 self.hear_log();
             }
-            if ready.control {
-                self.hear_init()?;
+            if heard.is_ok() && ready.control {
+                let _ = self.hear_init();
             }
-            self.check_time()?;
+            self.check_time();
+            self.settle();
         }
-        self.flush_all()
+        self.flush_all();
     }
 
     fn wait(&self) -> Result<Ready, Closed> {
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(self.link.fd(), self.link.interest(true)),
-            PollFd::new(&self.control, PollFlags::IN),
-        ];
-        let mut roles = vec![Role::Link, Role::Control];
+        let mut fds = vec![PollFd::new(self.link.listener(), PollFlags::IN), PollFd::new(&self.control, PollFlags::IN)];
+        let mut roles = vec![Role::Listener, Role::Control];
+        if let Some(channel) = self.link.channel() {
+            fds.push(PollFd::from_borrowed_fd(channel.fd(), channel.interest(true)));
+            roles.push(Role::Link);
+        }
         let mut timeout = None;
-        if let Some(live) = &self.live {
+        if let Some(work) = &self.work {
             // A hung-up descriptor would wake us for ever, so it is left out:
-            // init's report is what is waited for then. While the server is
-            // behind, the agent waits: memory is bounded.
-            if !live.agent_gone && !self.link.is_full() {
-                fds.push(PollFd::from_borrowed_fd(live.agent.fd(), live.agent.interest(true)));
+            // init's report is what is waited for then. While the log is
+            // behind, the agent waits: the disk is bounded, and so are we.
+            if !work.agent_gone && work.ending.is_none() {
+                fds.push(PollFd::from_borrowed_fd(work.agent.fd(), work.agent.interest(!work.is_full())));
                 roles.push(Role::Agent);
             }
-            if !live.log_closed {
-                fds.push(PollFd::new(&live.log, PollFlags::IN));
+            if !work.log_closed {
+                fds.push(PollFd::new(&work.log, PollFlags::IN));
                 roles.push(Role::Log);
             }
-            let end = live.cancelled.map_or(live.deadline, |at| (at + CANCEL_GRACE).min(live.deadline));
+            let grace = work.cancelled.map(|at| at + CANCEL_GRACE);
+            let swept = work.ending.as_ref().map(|ending| ending.since + SWEEP_GRACE);
+            let end = grace.into_iter().chain(swept).fold(work.deadline, Instant::min);
             timeout = Some(end.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
         }
         let timeout =
@@ -158,6 +188,7 @@ impl Supervisor {
         }
         let woken = |role| fds.iter().zip(&roles).any(|(fd, of)| *of == role && !fd.revents().is_empty());
         Ok(Ready {
+            listener: woken(Role::Listener),
             link: woken(Role::Link),
             control: woken(Role::Control),
             agent: woken(Role::Agent),
@@ -165,135 +196,201 @@ impl Supervisor {
         })
     }
 
-    fn hear_server(&mut self) -> Result<(), Closed> {
-        self.link.fill()?;
-        while let Some(command) = self.link.next::<Command>()? {
+    fn hear_server(&mut self) {
+        let spooling = self.spooling();
+        let (commands, closed) = self.link.commands(|| spooling);
+        for command in commands {
             match command {
-                Command::Start(start) => self.start(*start)?,
+                Command::Adopt { .. } => {}
+                Command::Start(start) => self.start(*start),
                 Command::Cancel { response_id } => {
-                    if let Some(live) =
-                        self.live.as_mut().filter(|live| *live.turn.id() == response_id && live.cancelled.is_none())
+                    if let Some(work) = self.work.as_mut().filter(|work| *work.turn.id() == response_id)
+                        && work.cancelled.is_none()
                     {
-                        live.cancelled = Some(Instant::now());
+                        work.cancelled = Some(Instant::now());
                         // An agent that does not listen is ended after the grace.
-                        let _ = live.agent.send(&Command::Cancel { response_id });
+                        let _ = work.agent.send(&ToAgent::Cancel);
                     }
                 }
+                Command::Stored { response_id, attempt, offset } => self.stored(&response_id, attempt, offset),
                 Command::Stop => self.dead = true,
             }
         }
-        Ok(())
+        if closed {
+            self.link.detach();
+        }
     }
 
-    fn start(&mut self, start: TurnStart) -> Result<(), Closed> {
-        let limit = Duration::from_millis(start.limits.time_ms);
-        let turn = Turn::new(start.response_id.clone(), start.next_seq, start.scripted);
-        match self.start_agent(&Command::Start(Box::new(start))) {
-            Ok((agent, log)) => {
-                self.live = Some(Live {
-                    turn,
-                    agent,
-                    log,
-                    log_tail: VecDeque::new(),
-                    log_closed: false,
-                    agent_gone: false,
-                    deadline: Instant::now() + limit,
-                    limit,
-                    cancelled: None,
-                });
-                Ok(())
+    fn stored(&mut self, turn: &cloister_types::ResponseId, attempt: u32, offset: u64) {
+        let fits = |spooling: &Spooling| spooling.response_id == *turn && spooling.attempt == attempt;
+        if let Some(work) = &mut self.work
+            && fits(&work.spooling())
+        {
+            work.spool.note_stored(offset);
+        }
+        if self.ended.as_ref().is_some_and(|(spooling, _)| fits(spooling) && offset >= spooling.offset) {
+            self.ended = None;
+            let _ = rustix::fs::unlinkat(&self.folder, spool_name(turn, attempt), AtFlags::empty());
+        }
+    }
+
+    fn spooling(&self) -> Option<Spooling> {
+        let ended = self.ended.as_ref().map(|(spooling, _)| spooling.clone());
+        self.work.as_ref().map(Work::spooling).or(ended)
+    }
+
+    /// After whatever has happened: lets the agent go on, tells the server,
+    /// and looks whether there is still something to be here for.
+    fn settle(&mut self) {
+        let attached = self.link.is_attached();
+        if let Some(Err(errno)) = self.work.as_mut().map(|work| work.release(attached)) {
+            let Over = self.spool_failed(&errno.into());
+        }
+        if let Some(spooling) = self.spooling() {
+            self.link.ring(spooling);
+        }
+        if !attached && self.work.is_none() {
+            // What is left to say must outlast the machine as well.
+            if let Some((_, spool)) = &self.ended {
+                let _ = spool.sync();
             }
-            Err(error) => {
-                let outcome = Outcome::Failed {
-                    code: ErrorCode::AgentDied,
-                    message: format!("the agent could not be started: {error}"),
-                };
-                self.report(turn, outcome, Usage::default(), String::new(), true)
+            self.dead = true;
+        }
+    }
+
+    fn start(&mut self, start: TurnStart) {
+        let name = spool_name(&start.response_id, start.attempt);
+        let spool = match Spool::create(&self.folder, &name) {
+            Ok(spool) => spool,
+            Err(errno) => {
+                let Over = self.spool_failed(&errno.into());
+                return;
+            }
+        };
+        let turn = (start.response_id.clone(), start.attempt);
+        match self.start_agent(start, spool) {
+            Ok(work) => self.work = Some(work),
+            Err((error, mut spool)) => {
+                // As if it had died at once.
+                self.kill();
+                let _ = spool.append(0, vec![Fact::Lost { cause: format!("the agent could not be started: {error}") }]);
+                let spooling = Spooling { response_id: turn.0, attempt: turn.1, offset: spool.offset() };
+                self.ended = Some((spooling, spool));
             }
         }
     }
 
-    fn start_agent(&mut self, command: &Command) -> Result<(Channel, OwnedFd), std::io::Error> {
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&log, true)?;
-        self.serial += 1;
-        init::run_agent(&self.control, self.serial, &theirs, &their_log)?;
-        let mut agent = Channel::with_limit(ours, MAX_FACT)?;
-        agent.send(command).map_err(|Closed| std::io::Error::other("it hung up"))?;
-        Ok((agent, log))
+    fn start_agent(&mut self, start: TurnStart, spool: Spool) -> Result<Work, (std::io::Error, Spool)> {
+        let prepared = || -> std::io::Result<(Channel, OwnedFd)> {
+            let (ours, theirs) =
+                rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(&log, true)?;
+            init::run_agent(&self.control, self.serial + 1, &theirs, &their_log)?;
+            Ok((Channel::with_limit(ours, MAX_FACT)?, log))
+        };
+        match prepared() {
+            Ok((agent, log)) => {
+                self.serial += 1;
+                let mut work = Work::new(&start, spool, agent, log);
+                match work.agent.send(&ToAgent::Start(Box::new(start))) {
+                    Ok(()) => Ok(work),
+                    Err(Closed) => Err((std::io::Error::other("it hung up"), work.spool)),
+                }
+            }
+            Err(error) => Err((error, spool)),
+        }
     }
 
     /// Takes up to `reads` pieces from the agent and acts on whole frames.
-    fn hear_agent(&mut self, reads: usize) -> Result<(), Closed> {
-        let Some(live) = &mut self.live else { return Ok(()) };
-        let mut more = live.agent.flush().is_ok();
+    fn hear_agent(&mut self, reads: usize) -> Result<(), Over> {
+        let Some(work) = &mut self.work else { return Ok(()) };
+        let mut more = work.agent.flush().is_ok() && work.ending.is_none();
         for _ in 0..reads {
             if !more {
                 break;
             }
-            match live.agent.fill() {
+            match work.agent.fill() {
                 Ok(got) => more = got,
                 Err(Closed) => more = false,
             }
-            if !more && live.agent.is_closed() && !live.agent_gone {
+            if !more && work.agent.is_closed() && !work.agent_gone {
                 // Frames that are already here still count. Init will report
                 // the agent's end; one that only hung up gets no longer life.
-                live.agent_gone = true;
-                live.deadline = live.deadline.min(Instant::now() + HANG_UP_GRACE);
+                work.agent_gone = true;
+                work.deadline = work.deadline.min(Instant::now() + HANG_UP_GRACE);
             }
         }
-        loop {
-            let Some(live) = &mut self.live else { return Ok(()) };
-            match live.agent.next::<FromAgent>() {
-                Ok(Some(FromAgent::Event { kind, data })) => match live.turn.event(kind, data) {
-                    Ok(facts) => facts.iter().try_for_each(|fact| self.link.send(fact))?,
-                    Err(TooMuch) => return self.flooded(),
-                },
-                Ok(Some(FromAgent::Entry(entry))) => match live.turn.entry(entry) {
-                    Ok(fact) => self.link.send(&fact)?,
-                    Err(TooMuch) => return self.flooded(),
-                },
+        let mut facts = Vec::new();
+        let outcome = self.take_frames(&mut facts);
+        self.write(facts)?;
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(End::Announced(ending)) => self.sweep(ending),
+            Err(End::Over(code, message)) => self.fail(code, message),
+            Err(End::Lost(cause)) => self.lost(cause),
+        }
+    }
+
+    fn take_frames(&mut self, facts: &mut Vec<Fact>) -> Result<(), End> {
+        let flooded = |TooMuch| {
+            End::Over(ErrorCode::AgentDied, "the agent produced more output than a turn may hold".to_owned())
+        };
+        let Some(work) = &mut self.work else { return Ok(()) };
+        while work.ending.is_none() {
+            match work.agent.next::<FromAgent>() {
+                Ok(Some(FromAgent::Event { kind, data })) => {
+                    facts.extend(work.turn.event(kind, data).map_err(flooded)?);
+                }
+                Ok(Some(FromAgent::Entry(entry))) => {
+                    let reached = work.count(&entry);
+                    facts.push(work.turn.entry(entry).map_err(flooded)?);
+                    if let Some((code, message)) = reached {
+                        return Err(End::Over(code, message));
+                    }
+                }
+                Ok(Some(FromAgent::Intent { calls })) => facts.push(work.turn.intent(calls).map_err(flooded)?),
+                Ok(Some(FromAgent::Await { ticket })) => {
+                    // What comes before it is written first.
+                    let at_ms = work.at_ms();
+                    work.spool.append(at_ms, std::mem::take(facts)).map_err(|error| End::Lost(error.to_string()))?;
+                    work.wait_for(ticket);
+                }
                 Ok(Some(FromAgent::End { outcome, usage, output_text })) => {
-                    // After a cancel nothing of the turn may be left at work,
-                    // children that slipped away included.
-                    let cancelled = live.cancelled.is_some() || outcome == Outcome::Cancelled;
-                    let outcome = if live.cancelled.is_some() { Outcome::Cancelled } else { outcome };
-                    // What was cancelled costs nothing.
-                    let usage = if outcome == Outcome::Cancelled { Usage::default() } else { usage };
-                    return self.finish(outcome, usage, output_text, cancelled);
+                    return Err(End::Announced(Ending { outcome, usage, output_text, since: Instant::now() }));
                 }
                 Ok(None) => break,
-                Err(Closed) => {
-                    let message = "the agent sent something that is not a frame".to_owned();
-                    return self.fail(ErrorCode::AgentDied, message);
-                }
+                Err(Closed) => return Err(End::Lost("the agent sent something that is not a frame".to_owned())),
             }
         }
         Ok(())
     }
 
-    fn flooded(&mut self) -> Result<(), Closed> {
-        self.fail(ErrorCode::AgentDied, "the agent produced more output than a turn may hold".into())
-    }
-
-    fn hear_log(&mut self) {
-        let Some(live) = &mut self.live else { return };
-        let mut buffer = [0; 4096];
-        if let Ok(got) = rustix::io::read(&live.log, &mut buffer) {
-            live.log_closed = got == 0;
-            live.log_tail.extend(&buffer[..got]);
-            let excess = live.log_tail.len().saturating_sub(LOG_TAIL);
-            live.log_tail.drain(..excess);
+    /// Writes facts to the spool.
+    fn write(&mut self, facts: Vec<Fact>) -> Result<(), Over> {
+        let Some(work) = self.work.as_mut().filter(|_| !facts.is_empty()) else { return Ok(()) };
+        let at_ms = work.at_ms();
+        match work.spool.append(at_ms, facts) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.spool_failed(&error)),
         }
     }
 
-    fn hear_init(&mut self) -> Result<(), Closed> {
-        let how = match protocol::receive::<AgentExited>(&self.control) {
+    fn hear_log(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        let mut buffer = [0; 4096];
+        if let Ok(got) = rustix::io::read(&work.log, &mut buffer) {
+            work.log_closed = got == 0;
+            work.keep_log(&buffer[..got]);
+        }
+    }
+
+    fn hear_init(&mut self) -> Result<(), Over> {
+        let how = match protocol::receive::<FromInit>(&self.control) {
             // The agent of an earlier turn, which had said all it had to say.
-            Ok(Some((AgentExited { serial, .. }, _))) if serial != self.serial => return Ok(()),
-            Ok(Some((AgentExited { how, .. }, _))) => how,
+            Ok(Some((FromInit::AgentExited { serial, .. }, _))) if serial != self.serial => return Ok(()),
+            Ok(Some((FromInit::AgentExited { how, .. }, _))) => how,
+            Ok(Some((FromInit::Swept, _))) => return self.swept(false),
             // Init is gone, and with it everything inside.
             _ => {
                 self.dead = true;
@@ -303,83 +400,136 @@ impl Supervisor {
         // Its last words may still be in the socket, which holds only so much.
         self.hear_agent(LAST_READS)?;
         self.hear_log();
-        let Some(live) = &mut self.live else { return Ok(()) };
-        if live.cancelled.is_some() {
+        let Some(work) = &self.work else { return Ok(()) };
+        if work.ending.is_some() {
+            return if self.dead { self.swept(true) } else { Ok(()) };
+        }
+        if work.cancelled.is_some() {
             return self.finish(Outcome::Cancelled, Usage::default(), String::new(), true);
         }
-        let tail: Vec<u8> = live.log_tail.iter().copied().collect();
-        let tail = String::from_utf8_lossy(&tail).trim().to_owned();
+        let tail = work.last_words();
         let cause = if self.groups.out_of_memory() {
             "out of memory: the session reached its memory limit"
         } else {
             "the agent ended early"
         };
         let said = if tail.is_empty() { String::new() } else { format!("; its last words: {tail}") };
-        self.fail(ErrorCode::AgentDied, format!("{cause} ({how}){said}"))
+        self.lost(format!("{cause} ({how}){said}"))
     }
 
-    fn check_time(&mut self) -> Result<(), Closed> {
-        let Some(live) = &self.live else { return Ok(()) };
+    fn check_time(&mut self) {
+        let Some(work) = &self.work else { return };
         let now = Instant::now();
-        if live.cancelled.is_some_and(|at| now >= at + CANCEL_GRACE) {
+        let over = if work.cancelled.is_some_and(|at| now >= at + CANCEL_GRACE) {
+            self.finish(Outcome::Cancelled, Usage::default(), String::new(), true)
+        } else if work.ending.as_ref().is_some_and(|ending| now >= ending.since + SWEEP_GRACE) {
+            self.swept(true)
+        } else if now >= work.deadline && work.agent_gone {
+            self.lost("the agent hung up in the middle of the turn".into())
+        } else if now >= work.deadline {
+            let message = format!("the turn reached its time limit of {} s", work.time_limit().as_secs_f64());
+            self.fail(ErrorCode::TimeLimit, message)
+        } else {
+            Ok(())
+        };
+        drop(over);
+    }
+
+    fn fail(&mut self, code: ErrorCode, message: String) -> Result<(), Over> {
+        self.finish(Outcome::Failed { code, message }, Usage::default(), String::new(), true)
+    }
+
+    /// The agent has ended its turn: nothing that it started stays at work.
+    fn sweep(&mut self, ending: Ending) -> Result<(), Over> {
+        let Some(work) = &mut self.work else { return Ok(()) };
+        // After a cancel not even the sandbox stays. What was cancelled costs
+        // nothing.
+        if work.cancelled.is_some() || ending.outcome == Outcome::Cancelled {
             return self.finish(Outcome::Cancelled, Usage::default(), String::new(), true);
         }
-        if now >= live.deadline && live.agent_gone {
-            return self.fail(ErrorCode::AgentDied, "the agent hung up in the middle of the turn".into());
+        work.ending = Some(ending);
+        match init::sweep_all(&self.control) {
+            Ok(()) => Ok(()),
+            Err(_) => self.swept(true),
         }
-        if now >= live.deadline {
-            let message = format!("the turn reached its time limit of {} s", live.limit.as_secs_f64());
-            return self.fail(ErrorCode::TimeLimit, message);
+    }
+
+    fn swept(&mut self, kill: bool) -> Result<(), Over> {
+        let Some(Ending { outcome, usage, output_text, .. }) = self.work.as_mut().and_then(|work| work.ending.take())
+        else {
+            return Ok(());
+        };
+        self.finish(outcome, usage, output_text, kill)
+    }
+
+    /// Ends the turn; with `kill`, the sandbox first, so that nothing acts any
+    /// more once the terminal event can be seen.
+    fn finish(&mut self, outcome: Outcome, usage: Usage, output_text: String, kill: bool) -> Result<(), Over> {
+        if kill {
+            self.kill();
+        }
+        let Some(work) = &mut self.work else { return Ok(()) };
+        let facts = work.turn.end(outcome, usage, output_text, kill);
+        self.close(facts)
+    }
+
+    /// The agent is lost and the turn is not over: whoever reads this takes it
+    /// up from the log.
+    fn lost(&mut self, cause: String) -> Result<(), Over> {
+        self.kill();
+        self.close(vec![Fact::Lost { cause }])
+    }
+
+    /// Writes a turn's last facts.
+    fn close(&mut self, facts: Vec<Fact>) -> Result<(), Over> {
+        self.write(facts)?;
+        if let Some(work) = self.work.take() {
+            self.ended = Some((work.spooling(), work.spool));
         }
         Ok(())
     }
 
-    fn fail(&mut self, code: ErrorCode, message: String) -> Result<(), Closed> {
-        self.finish(Outcome::Failed { code, message }, Usage::default(), String::new(), true)
-    }
-
-    /// Ends the live turn; with `kill`, the sandbox first, so that nothing
-    /// acts any more once the terminal event can be seen.
-    fn finish(&mut self, outcome: Outcome, usage: Usage, output_text: String, kill: bool) -> Result<(), Closed> {
-        let Some(live) = self.live.take() else { return Ok(()) };
-        self.report(live.turn, outcome, usage, output_text, kill)
-    }
-
-    fn report(
-        &mut self,
-        turn: Turn,
-        outcome: Outcome,
-        usage: Usage,
-        output_text: String,
-        kill: bool,
-    ) -> Result<(), Closed> {
-        if kill {
-            self.kill();
-        }
-        turn.end(outcome, usage, output_text, kill).iter().try_for_each(|fact| self.link.send(fact))
+    /// Without a spool nothing more can be said of the turn.
+    fn spool_failed(&mut self, error: &std::io::Error) -> Over {
+        self.kill();
+        self.link.say(&Signal::SpoolFailed { message: error.to_string() });
+        self.work = None;
+        Over
     }
 
     /// Ends init, which takes everything inside along, and waits for it.
     fn kill(&mut self) {
         self.dead = true;
-        let _ = pidfd_send_signal(&self.init, Signal::KILL);
+        let _ = pidfd_send_signal(&self.init, Kill::KILL);
         let _ = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED));
     }
 
-    fn flush_all(&mut self) -> Result<(), Closed> {
-        let end = Instant::now() + FLUSH;
-        while !self.link.is_flushed() && Instant::now() < end {
-            let mut fds = [PollFd::from_borrowed_fd(self.link.fd(), PollFlags::OUT)];
-            let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 }));
-            self.link.flush()?;
+    /// The last words, within reason; the spool says the same.
+    fn flush_all(&mut self) {
+        if let Some(spooling) = self.spooling() {
+            self.link.ring(spooling);
         }
-        Ok(())
+        let end = Instant::now() + FLUSH;
+        while Instant::now() < end && !self.link.flush() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// Why frames of an agent are read no further.
+enum End {
+    /// It says that its turn is over.
+    Announced(Ending),
+    /// The turn ends here.
+    Over(ErrorCode, String),
+    /// The agent cannot be gone on with.
+    Lost(String),
 }
 
 /// What a descriptor in the poll set is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
+    Listener,
     Link,
     Control,
     Agent,
@@ -387,6 +537,7 @@ enum Role {
 }
 
 struct Ready {
+    listener: bool,
     link: bool,
     control: bool,
     agent: bool,

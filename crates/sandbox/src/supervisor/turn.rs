@@ -51,7 +51,7 @@ impl Turn {
         self.next += 1;
         let data = data_line(data, seq, self.scripted);
         self.bytes += data.len();
-        Fact::Event { response_id: self.id.clone(), seq, kind, data }
+        Fact::Event { seq, kind, data }
     }
 
     fn close(&mut self, facts: &mut Vec<Fact>) {
@@ -69,7 +69,13 @@ impl Turn {
         }
         let mut facts = Vec::new();
         match kind {
-            K::MessageCreated | K::MessageCompleted | K::MessageCancelled | K::MessageError => return Ok(facts),
+            // What only the server and the supervisor may say.
+            K::MessageCreated
+            | K::MessageCompleted
+            | K::MessageCancelled
+            | K::MessageError
+            | K::TurnStarted
+            | K::TurnResumed => return Ok(facts),
             K::TextStart | K::ThinkingStart | K::ToolUseStart => {
                 self.close(&mut facts);
                 self.open = Some(kind);
@@ -98,16 +104,25 @@ impl Turn {
         if self.bytes > MAX_TURN_BYTES {
             return Err(TooMuch);
         }
-        Ok(Fact::Entry { response_id: self.id.clone(), entry })
+        Ok(Fact::Entry(entry))
+    }
+
+    /// Calls that are about to start.
+    pub(crate) fn intent(&mut self, calls: Vec<String>) -> Result<Fact, TooMuch> {
+        self.bytes += FRAME_BYTES + calls.iter().map(String::len).sum::<usize>();
+        if self.bytes > MAX_TURN_BYTES {
+            return Err(TooMuch);
+        }
+        Ok(Fact::Intent { calls })
     }
 
     /// Ends the turn: closes the open block, adds the terminal event.
-    pub(crate) fn end(mut self, outcome: Outcome, usage: Usage, output_text: String, sandbox_gone: bool) -> Vec<Fact> {
+    pub(crate) fn end(&mut self, outcome: Outcome, usage: Usage, output_text: String, sandbox_gone: bool) -> Vec<Fact> {
         let mut facts = Vec::new();
         self.close(&mut facts);
         let (kind, data) = terminal(&self.id, &outcome, &usage);
         facts.push(self.number(kind, data));
-        facts.push(Fact::Ended { response_id: self.id, outcome, usage, output_text, sandbox_gone });
+        facts.push(Fact::Ended { outcome, usage, output_text, sandbox_gone });
         facts
     }
 }
