@@ -30,8 +30,8 @@ use crate::files::{View, remove_tree};
 use crate::identity::Identity;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
 use crate::run::RunFolder;
-pub use crate::survive::{Left, Standing};
 use crate::survive::survivors;
+pub use crate::survive::{Left, Standing};
 
 /// How long a launch or a view may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);

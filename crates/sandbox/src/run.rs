@@ -71,7 +71,8 @@ impl Process {
     pub(crate) fn end(&self, patience: Duration) -> bool {
         let Some(handle) = self.handle() else { return true };
         let _ = pidfd_send_signal(&handle, Signal::KILL);
-        let timeout = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: i64::from(patience.subsec_nanos()) };
+        let timeout =
+            Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: i64::from(patience.subsec_nanos()) };
         // Readable once it has ended, even if nobody has collected it yet.
         matches!(poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&timeout)), Ok(1..))
     }

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use cloister_types::scope::{CONTEXT, MEMORY, SESSIONS, Scope};
 use cloister_types::WorkspacePath;
+use cloister_types::scope::{CONTEXT, MEMORY, SESSIONS, Scope};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,9 +18,9 @@ use crate::confine::Limits;
 use crate::identity::Identity;
 use crate::launch::{self, Refused};
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
+use crate::supervisor::Post;
 use crate::sys::{self, Forked};
 use crate::view::{self, Base, ViewError};
-use crate::supervisor::Post;
 use crate::{doctor, plan, supervisor};
 
 /// A start-up that failed, in words.

@@ -97,7 +97,8 @@ pub(crate) struct Spool {
 impl Spool {
     /// Makes the file, anew.
     pub(crate) fn create(folder: impl AsFd, name: &str) -> rustix::io::Result<Self> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))?;
         Ok(Self { file, offset: 0, stored: 0, given_back: 0 })
     }

@@ -96,11 +96,7 @@ fn look_after(folder: &RunFolder, boot: &str) -> Left {
     }
     // It does not answer. Before anybody else works on its turn, it must be
     // gone for certain: it, and everything inside with its first process.
-    if folder.make_sure_it_is_gone() {
-        gone()
-    } else {
-        Left::Stuck { session: about.session.clone() }
-    }
+    if folder.make_sure_it_is_gone() { gone() } else { Left::Stuck { session: about.session.clone() } }
 }
 
 fn adopt(folder: &RunFolder, about: &About) -> std::io::Result<Standing> {

@@ -100,7 +100,8 @@ impl Sessions {
         }
         let begin = begin.unwrap_or_else(|| {
             if remains.stuck {
-                let message = "a process of the turn's sandbox cannot be ended; the turn is not run a second time beside it";
+                let message =
+                    "a process of the turn's sandbox cannot be ended; the turn is not run a second time beside it";
                 Begin::Lost(SessionError::new(ErrorCode::Internal, message))
             } else {
                 let cause = "the processes of the turn were lost".to_owned();

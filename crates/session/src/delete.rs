@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use cloister_types::SessionId;
 
+use crate::SessionError;
 use crate::live::blocking;
 use crate::registry::{Session, Sessions, Stop};
 use crate::state::{Ask, State, Verdict};
-use crate::SessionError;
 
 /// How long a cancelled turn may take to end before its session goes anyway.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use cloister_store::StoredSession;
 
-use crate::registry::{Session, Sessions};
 use crate::SessionError;
+use crate::registry::{Session, Sessions};
 
 const TICK: Duration = Duration::from_secs(1);
 /// How long a deleted session's rows stay for those who still read, in

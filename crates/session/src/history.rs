@@ -131,7 +131,12 @@ impl Sessions {
     ///
     /// # Errors
     /// Not found; `invalid_request` for a cursor that is none.
-    pub async fn responses(&self, id: &SessionId, after: Option<&str>, limit: usize) -> Result<Responses, SessionError> {
+    pub async fn responses(
+        &self,
+        id: &SessionId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Responses, SessionError> {
         self.find(id)?;
         let from = after.map(Cursor::parse).transpose()?.map_or(0, |after| after.turn + 1);
         let mut turns = self.store.begun_turns(id, from, limit + 1).await?;

@@ -12,10 +12,10 @@ use cloister_types::wire::{SessionRecord, SessionStatus};
 use cloister_types::{ErrorCode, ResponseId, SessionId};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
+use crate::clock::{self, LifeClock};
 use crate::feed::{Feeds, Subscription};
 use crate::live::{Gateway, Sandbox, blocking};
 use crate::state::State;
-use crate::clock::{self, LifeClock};
 use crate::{Config, SessionError};
 
 /// A turn that runs gets its feed within moments of being accepted.

@@ -230,18 +230,28 @@ mod tests {
             }
             assert!(open.is_none(), "cut {cut}");
             // Each call that started has one result, in the log and shown.
-            let started: Vec<&String> =
-                items.iter().filter_map(|item| if let LogItem::Intent(ids) = item { Some(ids) } else { None }).flatten().collect();
+            let started: Vec<&String> = items
+                .iter()
+                .filter_map(|item| if let LogItem::Intent(ids) = item { Some(ids) } else { None })
+                .flatten()
+                .collect();
             for id in started {
-                let results = items.iter().filter(|item| matches!(item, LogItem::Entry(Entry::ToolResult { id: of, .. }) if of == id));
+                let results = items
+                    .iter()
+                    .filter(|item| matches!(item, LogItem::Entry(Entry::ToolResult { id: of, .. }) if of == id));
                 assert_eq!(results.count(), 1, "cut {cut}");
-                let shown = events(&items).into_iter().filter(|event| event.kind == EventKind::ToolResult && event.data.contains(&format!("\"{id}\"")));
+                let shown = events(&items)
+                    .into_iter()
+                    .filter(|event| event.kind == EventKind::ToolResult && event.data.contains(&format!("\"{id}\"")));
                 assert_eq!(shown.count(), 1, "cut {cut}");
             }
             // What is kept of the blocks belongs to answers that are on record.
-            let answered = whole[..cut].iter().filter(|item| matches!(item, LogItem::Entry(Entry::Assistant { .. }))).count();
+            let answered =
+                whole[..cut].iter().filter(|item| matches!(item, LogItem::Entry(Entry::Assistant { .. }))).count();
             let kept = kept(&items);
-            let starts = events(&items).into_iter().filter(|event| event.kind == EventKind::TextStart && kept.contains(&event.seq));
+            let starts = events(&items)
+                .into_iter()
+                .filter(|event| event.kind == EventKind::TextStart && kept.contains(&event.seq));
             assert_eq!(starts.count(), answered, "cut {cut}");
         }
     }

@@ -94,7 +94,8 @@ impl Sessions {
         let ended = match self.config.model(&session.stored.model).cloned() {
             Some(model) => {
                 let mark = Mark { attempt: 1, offset: 0, at_ms: 0 };
-                let mut driver = Driver { session: session.clone(), turn: turn.clone(), model, stopped, mark, progress: 0 };
+                let mut driver =
+                    Driver { session: session.clone(), turn: turn.clone(), model, stopped, mark, progress: 0 };
                 self.attempts(&mut driver, begin).await
             }
             None => Err(SessionError::model_gone(&session.stored.model)),
@@ -207,8 +208,13 @@ impl Sessions {
                 Ok(slot) => return Ok((None, Some(slot), view)),
                 Err(_) => {
                     let stopped = driver.stopped.wait_for(|stop| *stop != Stop::No);
-                    if let Ok(Ok(stop)) = tokio::time::timeout(PAUSE, stopped).await.map(|stop| stop.map(|stop| *stop)) {
-                        return Err(if stop == Stop::Cancel { SessionError::cancelled() } else { SessionError::interrupted() });
+                    if let Ok(Ok(stop)) = tokio::time::timeout(PAUSE, stopped).await.map(|stop| stop.map(|stop| *stop))
+                    {
+                        return Err(if stop == Stop::Cancel {
+                            SessionError::cancelled()
+                        } else {
+                            SessionError::interrupted()
+                        });
                     }
                 }
             }
@@ -357,7 +363,8 @@ impl Sessions {
         // Nothing of it may be at work any more when the next attempt begins.
         let of_it = folder.clone();
         if !blocking(move || Ok::<_, SessionError>(of_it.make_sure_it_is_gone())).await? {
-            let message = "a process of the turn's sandbox cannot be ended; the turn is not run a second time beside it";
+            let message =
+                "a process of the turn's sandbox cannot be ended; the turn is not run a second time beside it";
             return Ok(Followed::Failed(SessionError::new(ErrorCode::Internal, message)));
         }
         let reader = match reader {
@@ -438,7 +445,8 @@ impl Sessions {
                 self.feeds.advance(&driver.turn, Head { next, done: false });
             }
             if let Some(sandbox) = &mut sandbox {
-                let stored = Command::Stored { response_id: driver.turn.clone(), attempt: to.attempt, offset: to.offset };
+                let stored =
+                    Command::Stored { response_id: driver.turn.clone(), attempt: to.attempt, offset: to.offset };
                 // If the supervisor is gone, the next read says so.
                 let _ = sandbox.command(&stored).await;
             }

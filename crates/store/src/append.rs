@@ -103,7 +103,11 @@ impl Append {
             let state = live.lock();
             if let Some(damage) = &state.damage {
                 // Nothing may be added to what cannot be trusted; but the turn ends.
-                return if self.is_essential() { self.end(db, live.key, None) } else { Err(StoreError::Damaged(damage.clone())) };
+                return if self.is_essential() {
+                    self.end(db, live.key, None)
+                } else {
+                    Err(StoreError::Damaged(damage.clone()))
+                };
             }
             if (state.mark.attempt, state.mark.offset) != self.from {
                 return Err(StoreError::Stale);
@@ -117,7 +121,8 @@ impl Append {
             } else {
                 None
             };
-            let closed: Vec<i64> = if chunk.is_some() { state.rows.iter().map(|(id, _)| *id).collect() } else { Vec::new() };
+            let closed: Vec<i64> =
+                if chunk.is_some() { state.rows.iter().map(|(id, _)| *id).collect() } else { Vec::new() };
             (rows, chunk, closed)
         };
         if let Some(chunk) = &chunk {
@@ -131,7 +136,8 @@ impl Append {
         let rows = rows.into_iter().map(|row| Ok((log::insert(db, live.key, &row, self.to)?, row)));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         if self.to.attempt != self.from.0 {
-            db.prepare_cached("UPDATE turn SET attempt = ?2 WHERE key = ?1")?.execute(params![live.key, self.to.attempt])?;
+            db.prepare_cached("UPDATE turn SET attempt = ?2 WHERE key = ?1")?
+                .execute(params![live.key, self.to.attempt])?;
         }
         let closed = chunk.map(|chunk| (closed.len(), chunk.next));
         match self.finish {
@@ -194,9 +200,8 @@ impl Append {
 
 /// Begins the turn that waits in front, unless one is open.
 pub(crate) fn begin_next(db: &Connection, session: &str) -> Result<Option<ResponseId>> {
-    let open = db
-        .prepare_cached("SELECT 1 FROM turn WHERE session = ?1 AND status = 'in_progress'")?
-        .exists([session])?;
+    let open =
+        db.prepare_cached("SELECT 1 FROM turn WHERE session = ?1 AND status = 'in_progress'")?.exists([session])?;
     if open {
         return Ok(None);
     }
@@ -252,4 +257,3 @@ impl Store {
         self.inner.writer.append(append).await
     }
 }
-

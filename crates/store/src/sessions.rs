@@ -119,8 +119,10 @@ impl Store {
     pub async fn touch_session(&self, id: &SessionId, now: f64, life: f64) -> Result<()> {
         let id = id.clone();
         self.write(move |db| {
-            db.prepare_cached("UPDATE session SET last_activity = max(last_activity, ?2), active = max(active, ?3) WHERE id = ?1")?
-                .execute(params![id.as_str(), now, life])?;
+            db.prepare_cached(
+                "UPDATE session SET last_activity = max(last_activity, ?2), active = max(active, ?3) WHERE id = ?1",
+            )?
+            .execute(params![id.as_str(), now, life])?;
             Ok(())
         })
         .await

@@ -123,12 +123,17 @@ async fn only_the_present_attempt_may_append_and_only_where_the_log_ends() {
     let resumed = Append::at(turn(1), vec![event(2, EventKind::TextStop)], mark(50)).renew();
     store.append(resumed).await.unwrap();
     // The old attempt's supervisor may still be writing somewhere.
-    assert!(matches!(store.append(append(1, vec![event(3, EventKind::TextStart)], 50, 60)).await, Err(StoreError::Stale)));
+    assert!(matches!(
+        store.append(append(1, vec![event(3, EventKind::TextStart)], 50, 60)).await,
+        Err(StoreError::Stale)
+    ));
     let (items, at) = store.log_of_open(&turn(1)).await.unwrap();
     assert_eq!((items.len(), at), (4, Mark { attempt: 2, offset: 0, at_ms: 50 }));
     assert_eq!(store.turn(&turn(1)).await.unwrap().unwrap().attempt, 2);
     // Two appends at once: one of them is not where it believes to be.
-    let at = |seq| Append::new(turn(1), vec![event(seq, EventKind::TextStart)], 0, Mark { attempt: 2, offset: 9, at_ms: 60 });
+    let at = |seq| {
+        Append::new(turn(1), vec![event(seq, EventKind::TextStart)], 0, Mark { attempt: 2, offset: 9, at_ms: 60 })
+    };
     let (a, b) = tokio::join!(store.append(at(3)), store.append(at(3)));
     assert!(a.is_ok() != b.is_ok());
 }
@@ -164,7 +169,10 @@ async fn a_long_turn_is_packed_as_it_goes_and_reads_the_same_from_everywhere() {
         }
     };
     let (items, _) = store.log_of_open(&turn(1)).await.unwrap();
-    let chunks: i64 = rusqlite::Connection::open(&path).unwrap().query_row("SELECT count(*) FROM chunk", [], |row| row.get(0)).unwrap();
+    let chunks: i64 = rusqlite::Connection::open(&path)
+        .unwrap()
+        .query_row("SELECT count(*) FROM chunk", [], |row| row.get(0))
+        .unwrap();
     assert!(chunks >= 4, "{chunks}");
     for from in [0, 1, 255, 256, 700, 1499] {
         assert_eq!(read(&store, from).await, all[from as usize..]);
@@ -175,7 +183,8 @@ async fn a_long_turn_is_packed_as_it_goes_and_reads_the_same_from_everywhere() {
     assert_eq!(read(&store, 0).await, all);
     store.append(ends(1, 1500, offset)).await.unwrap();
     assert_eq!(read(&store, 0).await[..1500], all);
-    let rows: i64 = rusqlite::Connection::open(&path).unwrap().query_row("SELECT count(*) FROM log", [], |row| row.get(0)).unwrap();
+    let rows: i64 =
+        rusqlite::Connection::open(&path).unwrap().query_row("SELECT count(*) FROM log", [], |row| row.get(0)).unwrap();
     assert_eq!((rows, store.verify().await.unwrap()), (0, 1501));
 }
 
@@ -354,7 +363,10 @@ async fn a_changed_bit_in_the_middle_is_refused_and_nothing_is_cut() {
     ] {
         tamper(change);
         let store = Store::open(&path, "acme").unwrap();
-        let read = async { store.events(&turn(1), 0, 9).await?; store.events(&turn(1), 3, 9).await };
+        let read = async {
+            store.events(&turn(1), 0, 9).await?;
+            store.events(&turn(1), 3, 9).await
+        };
         noticed += usize::from(matches!(read.await, Err(StoreError::Damaged(_))));
         assert!(matches!(store.verify().await, Err(StoreError::Damaged(_))), "{change}");
         assert!(store.events(&turn(2), 0, 9).await.is_ok(), "others are not touched");
@@ -371,7 +383,9 @@ async fn a_changed_bit_in_the_middle_is_refused_and_nothing_is_cut() {
         db.execute_batch("SAVEPOINT before").unwrap();
         db.execute_batch("CREATE TABLE kept AS SELECT * FROM log; RELEASE before").unwrap();
         tamper(change);
-        let rows = |db: &rusqlite::Connection| db.query_row("SELECT count(*) FROM log", [], |row| row.get::<_, i64>(0)).unwrap();
+        let rows = |db: &rusqlite::Connection| {
+            db.query_row("SELECT count(*) FROM log", [], |row| row.get::<_, i64>(0)).unwrap()
+        };
         let before = rows(&db);
         let store = Store::open(&path, "acme").unwrap();
         assert!(matches!(store.events(&turn(2), 0, 9).await, Err(StoreError::Damaged(_))), "{change}");

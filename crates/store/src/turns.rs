@@ -192,7 +192,8 @@ impl Store {
             }
             let session = accept.session.as_str();
             let count = |status: TurnStatus| -> Result<u32> {
-                let mut statement = db.prepare_cached("SELECT count(*) FROM turn WHERE session = ?1 AND status = ?2")?;
+                let mut statement =
+                    db.prepare_cached("SELECT count(*) FROM turn WHERE session = ?1 AND status = ?2")?;
                 Ok(statement.query_row([session, status.as_str()], |row| row.get(0))?)
             };
             let waiting = count(TurnStatus::Queued)?;
@@ -205,11 +206,15 @@ impl Store {
             }
             let inserted = insert(db, &accept, waits)?;
             if accept.on_busy == OnBusy::Interrupt {
-                db.prepare_cached("UPDATE turn SET cancelling = 1 WHERE session = ?1 AND status = 'in_progress' AND id <> ?2")?
-                    .execute([session, accept.turn.as_str()])?;
+                db.prepare_cached(
+                    "UPDATE turn SET cancelling = 1 WHERE session = ?1 AND status = 'in_progress' AND id <> ?2",
+                )?
+                .execute([session, accept.turn.as_str()])?;
             }
-            db.prepare_cached("UPDATE session SET last_activity = max(last_activity, ?2), active = max(active, ?3) WHERE id = ?1")?
-                .execute(params![session, accept.now, accept.life])?;
+            db.prepare_cached(
+                "UPDATE session SET last_activity = max(last_activity, ?2), active = max(active, ?3) WHERE id = ?1",
+            )?
+            .execute(params![session, accept.now, accept.life])?;
             if let Some(new) = &accept.idempotency {
                 db.prepare_cached("INSERT OR REPLACE INTO idempotency (caller, key, fingerprint, turn, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
                     .execute(params![accept.caller, new.key, new.fingerprint, accept.turn.as_str(), accept.life + accept.key_life])?;
@@ -313,8 +318,10 @@ impl Store {
     /// # Errors
     /// The store's.
     pub async fn open_turns(&self) -> Result<Vec<StoredTurn>> {
-        self.turns("status IN ('in_progress', 'queued') ORDER BY status, place, key", |statement| Ok(statement.query([])?))
-            .await
+        self.turns("status IN ('in_progress', 'queued') ORDER BY status, place, key", |statement| {
+            Ok(statement.query([])?)
+        })
+        .await
     }
 
     async fn turns(

@@ -94,8 +94,8 @@ fn lines(name: &str) -> Vec<Value> {
 
 /// What a client holds that keeps to the rules: void blocks dropped, what only
 /// tells of recovery left out, deltas joined. Results of tools that were
-/// interrupted are put down as such.
-fn story(events: &[Event]) -> Vec<String> {
+/// interrupted are put down as such, and the turn's name as `*`.
+fn story(events: &[Event], name: &str) -> Vec<String> {
     let mut kept: Vec<&Event> = Vec::new();
     for event in events {
         match event.kind.unwrap() {
@@ -106,9 +106,9 @@ fn story(events: &[Event]) -> Vec<String> {
             }
             EventKind::AttemptDiscarded => {
                 // The request's blocks: everything since the last result.
-                let from = kept.iter().rposition(|event| {
-                    matches!(event.kind, Some(EventKind::ToolResult | EventKind::MessageCreated))
-                });
+                let from = kept
+                    .iter()
+                    .rposition(|event| matches!(event.kind, Some(EventKind::ToolResult | EventKind::MessageCreated)));
                 kept.truncate(from.map_or(0, |at| at + 1));
             }
             EventKind::RetryScheduled => {}
@@ -133,7 +133,7 @@ fn story(events: &[Event]) -> Vec<String> {
             _ => story.push(kind.to_string()),
         }
     }
-    story
+    story.into_iter().map(|line| line.replace(name, "*")).collect()
 }
 
 /// Compares with the undisturbed turn, up to interrupted results; says how
@@ -162,7 +162,9 @@ async fn round(mut stack: Stack, victim: Victim, at: u64, undisturbed: &[String]
     let what = format!("{victim:?} killed at event {at}");
     let mut events = stack.client.message(&session, &script(&lines(&name)), None).await.unwrap();
     let (id, mut seen, mut killed) = (events.turn().clone(), Vec::new(), false);
-    while let Some(event) = tokio::time::timeout(Duration::from_secs(30), events.next()).await.expect(&what).expect(&what) {
+    while let Some(event) =
+        tokio::time::timeout(Duration::from_secs(30), events.next()).await.expect(&what).expect(&what)
+    {
         let due = event.seq == at;
         let over = event.kind.is_some_and(EventKind::is_terminal);
         seen.push(event);
@@ -182,7 +184,7 @@ async fn round(mut stack: Stack, victim: Victim, at: u64, undisturbed: &[String]
     assert_eq!((ends, seen.last().unwrap().kind), (1, Some(EventKind::MessageCompleted)), "{what}: {:?}", seen.last());
     let again = Turn::collect(stack.client.events(&session, &id, None).await.unwrap()).await;
     assert_eq!(again.events, seen, "{what}: seen once, seen for ever");
-    let interrupted = compare(undisturbed, &story(&seen), &what);
+    let interrupted = compare(undisturbed, &story(&seen, &name), &what);
     let effects = std::fs::read_to_string(stack.workspace().join(format!("effects-{name}"))).unwrap_or_default();
     for call in ["one", "two"] {
         let count = effects.lines().filter(|line| *line == call).count();
@@ -198,7 +200,7 @@ async fn stack(provider: &Scripted) -> (Stack, Vec<String>, u64) {
     let turn = stack.play(&session, &lines("undisturbed")).await;
     assert_eq!(turn.end(), EventKind::MessageCompleted);
     let count = turn.events.len() as u64;
-    (stack, story(&turn.events), count)
+    (stack, story(&turn.events, "undisturbed"), count)
 }
 
 /// Kills the victim at every event of the turn, one turn for each.
@@ -302,8 +304,9 @@ async fn anybody_may_die_at_any_time_under_load() {
             assert_eq!(turn.end(), EventKind::MessageCompleted, "{what}: {:?}", turn.events.last());
             let again = Turn::collect(stack.client.events(&session, &id, None).await.unwrap()).await;
             assert_eq!(again.events, turn.events, "{what}");
-            let interrupted = compare(&undisturbed, &story(&turn.events), &what);
-            let effects = std::fs::read_to_string(stack.workspace().join(format!("effects-{name}"))).unwrap_or_default();
+            let interrupted = compare(&undisturbed, &story(&turn.events, &name), &what);
+            let effects =
+                std::fs::read_to_string(stack.workspace().join(format!("effects-{name}"))).unwrap_or_default();
             for call in ["one", "two"] {
                 let count = effects.lines().filter(|line| *line == call).count();
                 assert!(count == 1 || (interrupted > 0 && count == 0), "{what}: {call}: {count}");

@@ -36,7 +36,8 @@ async fn steps_tokens_and_time_end_in_a_clear_event() {
 async fn a_sandbox_keeps_to_its_processes_and_its_tmp() {
     let config = "[sandbox]\nprocesses = 60\ntmp_bytes = 1000000\n";
     for who in As::all() {
-        let stack = Stack::with(Options { config: Some(config.into()), as_user: who == As::User, ..Options::default() }).await;
+        let stack =
+            Stack::with(Options { config: Some(config.into()), as_user: who == As::User, ..Options::default() }).await;
         let session = stack.session().await;
         let bomb = "for n in $(seq 200); do sleep 5 & done 2>&1 | tail -1; wait";
         let (said, _) = stack.bash(&session, &format!("timeout 8 bash -c '{bomb}'")).await;
@@ -50,7 +51,8 @@ async fn a_sandbox_keeps_to_its_processes_and_its_tmp() {
 async fn a_memory_hog_is_stopped_and_its_neighbour_is_not() {
     let config = "[sandbox]\nmemory_bytes = 100000000\n";
     for who in As::all() {
-        let stack = Stack::with(Options { config: Some(config.into()), as_user: who == As::User, ..Options::default() }).await;
+        let stack =
+            Stack::with(Options { config: Some(config.into()), as_user: who == As::User, ..Options::default() }).await;
         let (hog, neighbour) = (stack.session().await, stack.session().await);
         let (said, failed) = stack.bash(&hog, "python3 -c 'x = bytearray(400000000); print(\"got it\")'").await;
         assert!(failed && !said.contains("got it"), "{who:?}: {said}");

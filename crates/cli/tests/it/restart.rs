@@ -148,7 +148,8 @@ async fn an_upgrade_under_load_fails_no_turn() {
     let mut readers = Vec::new();
     for n in 0..6 {
         let session = stack.session().await;
-        let tool = |at: u32| json!({"tool": "bash", "input": {"command": format!("sleep 0.3; echo {n}.{at} >> effects")}});
+        let tool =
+            |at: u32| json!({"tool": "bash", "input": {"command": format!("sleep 0.3; echo {n}.{at} >> effects")}});
         let lines = [tool(1), json!({"say": "on"}), tool(2), tool(3), tool(4), json!({"say": "end"})];
         let events = stack.client.message(&session, &script(&lines), None).await.unwrap();
         readers.push(tokio::spawn(Turn::collect(events)));
@@ -199,7 +200,10 @@ async fn a_killed_agent_is_replaced_and_so_is_a_killed_egress() {
     let resumed: &Value = &turn.of(EventKind::TurnResumed)[0].data;
     assert!(resumed["cause"].as_str().unwrap().contains("signal 9") && resumed["discard_from"].is_null(), "{resumed}");
     let result = &turn.of(EventKind::ToolResult)[0].data;
-    assert!(result["is_error"] == true && result["content"].as_str().unwrap().contains("may have had effects"), "{result}");
+    assert!(
+        result["is_error"] == true && result["content"].as_str().unwrap().contains("may have had effects"),
+        "{result}"
+    );
     assert_eq!(stack.bash(&session, "cat effects").await.0, "x\n", "it was not run twice");
 
     kill(stack.processes().egress().unwrap());

@@ -333,9 +333,8 @@ impl Supervisor {
     }
 
     fn take_frames(&mut self, facts: &mut Vec<Fact>) -> Result<(), End> {
-        let flooded = |TooMuch| {
-            End::Over(ErrorCode::AgentDied, "the agent produced more output than a turn may hold".to_owned())
-        };
+        let flooded =
+            |TooMuch| End::Over(ErrorCode::AgentDied, "the agent produced more output than a turn may hold".to_owned());
         let Some(work) = &mut self.work else { return Ok(()) };
         while work.ending.is_none() {
             match work.agent.next::<FromAgent>() {

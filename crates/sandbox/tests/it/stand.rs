@@ -14,7 +14,8 @@ fn host(folder: &std::path::Path, agent: &str) -> Host {
     let path = folder.join("agent");
     std::fs::write(&path, agent).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &path, &folder.join("workspace"), &folder.join("run")).unwrap()
+    Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &path, &folder.join("workspace"), &folder.join("run"))
+        .unwrap()
 }
 
 fn start(session: &SessionId) -> TurnStart {
