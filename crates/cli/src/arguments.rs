@@ -71,6 +71,16 @@ pub(crate) enum Command {
     /// Work with API keys.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Write a backup of a data directory to a new file; the server may be at work.
+    Backup {
+        /// The file.
+        to: PathBuf,
+    },
+    /// Restore a backup into a data directory that does not exist yet.
+    Restore {
+        /// The backup.
+        from: PathBuf,
+    },
     /// Explain an error code.
     Explain {
         /// The code, such as session_busy; all of them if left out.
@@ -177,6 +187,24 @@ pub(crate) enum SessionCommand {
         /// Sent twice with the same key, a message is one turn.
         #[arg(long)]
         idempotency_key: Option<String>,
+        /// If the session is at work: wait for it.
+        #[arg(long)]
+        queue: bool,
+        /// If the session is at work: cancel that first.
+        #[arg(long, conflicts_with = "queue")]
+        interrupt: bool,
+    },
+    /// Cancel the running turn, or another.
+    Cancel {
+        /// The session.
+        id: SessionId,
+        /// The turn; the running one if left out.
+        turn: Option<ResponseId>,
+    },
+    /// Print the conversation so far.
+    Log {
+        /// The session.
+        id: SessionId,
     },
 }
 

@@ -65,6 +65,9 @@ impl Screen {
             Some(EventKind::MessageCreated) if event.data["scripted"] == true => {
                 self.output.aside("(the scripted model: it plays a script and is no language model)");
             }
+            Some(EventKind::MessageCreated) if event.data["queued"] == true => {
+                self.output.aside("(the session is at work; this waits)");
+            }
             Some(EventKind::TextStart) => {
                 self.fresh_line()?;
                 self.in_text = true;
@@ -99,6 +102,12 @@ impl Screen {
             Some(EventKind::AttemptDiscarded) => {
                 self.fresh_line()?;
                 self.output.aside("  (what the model had said just now is void)");
+            }
+            Some(EventKind::TurnStarted) => self.output.aside("(its turn has come)"),
+            Some(EventKind::TurnResumed) => {
+                self.fresh_line()?;
+                let void = if event.data["discard_from"].is_null() { "" } else { "; what was said just now is void" };
+                self.output.aside(&format!("  (the turn goes on: {}{void})", text("cause")));
             }
             Some(kind) if kind.is_terminal() => self.fresh_line()?,
             _ => {}

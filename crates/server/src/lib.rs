@@ -2,6 +2,7 @@
 //! all of them on loopback; `serve` is the tenant's server; both start the
 //! spawner and the egress process as children.
 
+mod backup;
 mod dev;
 mod egress;
 mod files;
@@ -14,6 +15,7 @@ mod tls;
 pub mod config;
 pub mod doctor;
 
+pub use backup::{Summary, backup, restore};
 pub use dev::{Dev, dev};
 pub use keys::new_key;
 pub use serve::{Serve, serve};

@@ -188,7 +188,10 @@ impl Sessions {
     ) -> Result<cloister_types::wire::SessionRecord, SessionError> {
         let session = self.find(id)?;
         let idle = async {
-            while let Some(turn) = session.inner.lock().await.state.turn().cloned() {
+            loop {
+                // Not held while waiting: the turn's end needs it.
+                let running = session.inner.lock().await.state.turn().cloned();
+                let Some(turn) = running else { return };
                 self.wait_for(&turn, wait).await;
             }
         };

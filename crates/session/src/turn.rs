@@ -196,7 +196,15 @@ impl Sessions {
         driver: &mut Driver,
         sandbox: Option<Sandbox>,
     ) -> Result<(Option<Sandbox>, Option<OwnedSemaphorePermit>, Arc<View>), SessionError> {
-        let view = self.view(&driver.session, true).await?;
+        let mut view = self.view(&driver.session, true).await;
+        for tries in 1..BARREN {
+            if !matches!(&view, Err(error) if error.code == ErrorCode::Unavailable) {
+                break;
+            }
+            tokio::time::sleep(PAUSE * tries).await;
+            view = self.view(&driver.session, true).await;
+        }
+        let view = view?;
         let fits = |sandbox: &Sandbox| sandbox.view.as_ref().is_some_and(|of| Arc::ptr_eq(of, &view));
         match sandbox {
             Some(sandbox) if fits(&sandbox) => return Ok((Some(sandbox), None, view)),
@@ -244,14 +252,42 @@ impl Sessions {
             tracing::info!(session = %driver.session.stored.id, "the idle sandbox had ended; starting another");
             sandbox.wait_until_gone().await.remove();
         }
-        let slot = match slot {
-            Some(slot) => slot,
-            None => self.slot().await?,
-        };
-        let mut sandbox = self.launch(&driver.session, view, slot).await?;
+        let mut sandbox = self.launch_for_sure(driver, slot, view).await?;
         // If it hangs up at once, following it says so.
         let _ = sandbox.send(&command).await;
         self.follow(driver, sandbox).await
+    }
+
+    /// A new sandbox. The turn was accepted: whoever is away for a moment and
+    /// is needed for this, such as the spawner, is waited for.
+    async fn launch_for_sure(
+        &self,
+        driver: &mut Driver,
+        slot: Option<OwnedSemaphorePermit>,
+        view: Arc<View>,
+    ) -> Result<Sandbox, SessionError> {
+        let (mut slot, mut view) = (slot, Some(view));
+        for tries in 1.. {
+            let launched = async {
+                let view = match view.take() {
+                    Some(view) => view,
+                    None => self.view(&driver.session, true).await?,
+                };
+                let slot = match slot.take() {
+                    Some(slot) => slot,
+                    None => self.slot().await?,
+                };
+                self.launch(&driver.session, view, slot).await
+            };
+            match launched.await {
+                Err(error) if error.code == ErrorCode::Unavailable && tries < BARREN => {
+                    tracing::warn!(session = %driver.session.stored.id, %error, "trying again");
+                    tokio::time::sleep(PAUSE * tries).await;
+                }
+                outcome => return outcome,
+            }
+        }
+        Err(SessionError::new(ErrorCode::Unavailable, "no sandbox could be launched"))
     }
 
     async fn start_command(&self, driver: &Driver, left: u64) -> Result<Vec<u8>, SessionError> {

@@ -107,6 +107,18 @@ impl Store {
     /// # Errors
     /// [`StoreError::Foreign`] if it is another tenant's or from a newer version.
     pub fn open(path: &Path, tenant: &str) -> Result<Self> {
+        Self::open_for(path, Some(tenant))
+    }
+
+    /// Opens the store at `path`, whichever tenant's it is.
+    ///
+    /// # Errors
+    /// As for [`Store::open`].
+    pub fn open_any(path: &Path) -> Result<Self> {
+        Self::open_for(path, None)
+    }
+
+    fn open_for(path: &Path, tenant: Option<&str>) -> Result<Self> {
         let mut connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // FULL: a commit that was reported survives a power cut (the weaker
@@ -116,7 +128,9 @@ impl Store {
         connection.set_prepared_statement_cache_capacity(64);
         connection.busy_timeout(BUSY)?;
         migrate::migrate(&mut connection)?;
-        claim(&connection, tenant)?;
+        if let Some(tenant) = tenant {
+            claim(&connection, tenant)?;
+        }
         let lives = Arc::new(Lives::load(&connection)?);
         let reserve = Arc::new(Reserve::take(path));
         let writer = Writer::start(connection, lives.clone(), reserve.clone())?;

@@ -48,6 +48,10 @@ impl Reserve {
         if !self.is_released() {
             return true;
         }
+        // What was given up is free now, and must stay so until there is more.
+        if !self.path.exists() && !self.has_twice_the_space() {
+            return false;
+        }
         let made = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&self.path);
         let held = made.and_then(|file| fill(&file));
         match held {
@@ -56,6 +60,13 @@ impl Reserve {
             Err(_) => _ = std::fs::remove_file(&self.path),
         }
         !self.is_released()
+    }
+}
+
+impl Reserve {
+    fn has_twice_the_space(&self) -> bool {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= 2 * BYTES)
     }
 }
 

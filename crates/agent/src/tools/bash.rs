@@ -153,9 +153,7 @@ fn describe(ended: Ended, capture: &mut Capture, seconds: f64, id: &str) -> Outp
             }
             let left = marked(id).len();
             if left > 0 {
-                note(format!(
-                    "[{left} process(es) left running in the background; they end when the session goes idle]"
-                ));
+                note(format!("[{left} process(es) left running in the background; they end with this turn]"));
             }
             failed
         }

@@ -17,6 +17,8 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
         Command::Serve(options) => servers::serve(server, options, output).await,
         Command::Egress => Ok(cloister_server::egress().await?),
         Command::Doctor => machine::doctor(output),
+        Command::Backup { to } => servers::backup(server, &to, output),
+        Command::Restore { from } => servers::restore(server, &from, output).await,
         Command::Explain { code } => machine::explain(code.as_deref(), output),
         Command::Config(command) => machine::config(command, output),
         Command::Key(command) => servers::key(server, command, output).await,

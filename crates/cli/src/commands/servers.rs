@@ -1,5 +1,7 @@
 //! Starting servers, making keys.
 
+use std::path::Path;
+
 use cloister_server::config::Config;
 use cloister_server::{Dev, Serve};
 use serde_json::json;
@@ -51,5 +53,27 @@ pub(super) async fn key(server: &ServerArguments, command: KeyCommand, output: O
     output.value(&json!({"key": key.reveal(), "caller": caller}), key.reveal())?;
     output.talk("This key is shown once; the server keeps only its hash.");
     output.next("export CLOISTER_KEY=<the key>");
+    Ok(())
+}
+
+pub(super) fn backup(server: &ServerArguments, to: &Path, output: Output) -> Result<(), Failure> {
+    let data = data_directory(server)?;
+    let summary = cloister_server::backup(&data, to)?;
+    let text = format!("{} entries, {} bytes", summary.entries, summary.bytes);
+    output.value(&summary, &text)?;
+    for path in &summary.skipped {
+        output.talk(&format!("left out: {path}"));
+    }
+    output.next(&format!("cloister --data <new directory> restore {}", to.display()));
+    Ok(())
+}
+
+pub(super) async fn restore(server: &ServerArguments, from: &Path, output: Output) -> Result<(), Failure> {
+    let data = server.data.clone();
+    let data = data.ok_or_else(|| Failure::new("say where to: --data <new directory>"))?;
+    let summary = cloister_server::restore(from, &data).await?;
+    let text = format!("{} entries, {} bytes, {} events checked", summary.entries, summary.bytes, summary.events);
+    output.value(&summary, &text)?;
+    output.talk("Turns that were open go on as soon as a server starts on it.");
     Ok(())
 }

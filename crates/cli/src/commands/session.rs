@@ -3,7 +3,8 @@
 use cloister_client::{Client, Events};
 use cloister_types::SessionId;
 use cloister_types::scope::FileAccess;
-use cloister_types::wire::{CreateSession, SessionRecord};
+use cloister_types::transcript::Entry;
+use cloister_types::wire::{CreateSession, OnBusy, SendMessage, SessionRecord};
 
 use crate::arguments::{NewArguments, RunArguments, SessionCommand};
 use crate::output::{Failure, Output};
@@ -48,9 +49,59 @@ pub(super) async fn session(client: &Client, command: SessionCommand, output: Ou
             };
             follow(&id, client.events(&id, &turn, None).await?, output).await
         }
-        SessionCommand::Send { id, message, idempotency_key } => {
-            let events = client.message(&id, &message, idempotency_key.as_deref()).await?;
+        SessionCommand::Send { id, message, idempotency_key, queue, interrupt } => {
+            let on_busy = match (queue, interrupt) {
+                (true, _) => OnBusy::Queue,
+                (_, true) => OnBusy::Interrupt,
+                _ => OnBusy::Reject,
+            };
+            let message = SendMessage { message, on_busy };
+            let events = client.send_message(&id, &message, idempotency_key.as_deref()).await?;
             follow(&id, events, output).await
+        }
+        SessionCommand::Cancel { id, turn } => {
+            let running = match turn {
+                Some(turn) => Some(turn),
+                None => client.session(&id).await?.current_response_id,
+            };
+            let turn = running.ok_or_else(|| Failure::new("the session is not working on anything"))?;
+            let answer = client.cancel(&id, &turn).await?;
+            output.value(&answer, &format!("{}: {}", answer.response_id, answer.status))
+        }
+        SessionCommand::Log { id } => log(client, &id, output).await,
+    }
+}
+
+/// Prints the transcript, page by page.
+async fn log(client: &Client, id: &SessionId, output: Output) -> Result<(), Failure> {
+    let mut after = None;
+    loop {
+        let page = client.transcript(id, after.as_deref(), 200).await?;
+        for entry in &page.data {
+            if output.json {
+                output.data(&serde_json::to_string(entry).map_err(|error| Failure::new(error.to_string()))?)?;
+                continue;
+            }
+            match &entry.entry {
+                Entry::User { text } => output.data(&format!("> {text}"))?,
+                Entry::Assistant { blocks, .. } => {
+                    for block in blocks {
+                        match (block["text"].as_str(), block["name"].as_str()) {
+                            (Some(text), _) => output.data(text)?,
+                            (_, Some(name)) => output.data(&format!("[{name} {}]", block["input"]))?,
+                            _ => {}
+                        }
+                    }
+                }
+                Entry::ToolResult { content, is_error, .. } => {
+                    let mark = if *is_error { "!" } else { "=" };
+                    output.data(&format!("{mark} {}", content.trim_end()))?;
+                }
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(());
         }
     }
 }

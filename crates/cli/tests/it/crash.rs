@@ -9,6 +9,7 @@ use std::time::Duration;
 use cloister_client::Event;
 use cloister_testkit::{Options, Stack, Turn, kill, script};
 use cloister_types::event::EventKind;
+use cloister_types::{ResponseId, SessionId};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -258,6 +259,20 @@ impl Random {
     }
 }
 
+/// A turn that does not end: says all there is to say of it.
+async fn stuck(stack: &Stack, session: &SessionId, turn: &ResponseId, what: &str) -> Turn {
+    let record = stack.client.session(session).await;
+    let mut events = stack.client.events(session, turn, None).await.unwrap();
+    let mut last = Vec::new();
+    while let Ok(Ok(Some(event))) = tokio::time::timeout(Duration::from_millis(500), events.next()).await {
+        last.push(format!("{} {}", event.name, event.raw));
+    }
+    let (sandbox, agent) = (stack.processes().sandbox(session.as_str()), stack.processes().agent(session.as_str()));
+    let run: Vec<_> =
+        std::fs::read_dir(stack.folder().join("data/run")).unwrap().flatten().map(|entry| entry.path()).collect();
+    panic!("{what} is stuck: {record:#?}\n{last:#?}\n{sandbox:?} agent {agent:?}\n{run:#?}");
+}
+
 /// Turns of several sessions at once, and somebody killed every few dozen
 /// milliseconds, sometimes several at a stroke.
 #[tokio::test]
@@ -298,7 +313,10 @@ async fn anybody_may_die_at_any_time_under_load() {
         }
         for (name, session, id, reader) in readers {
             let what = format!("seed {seed}, {name}");
-            let turn = tokio::time::timeout(Duration::from_secs(60), reader).await.expect(&what).expect(&what);
+            let turn = match tokio::time::timeout(Duration::from_secs(60), reader).await {
+                Ok(turn) => turn.expect(&what),
+                Err(_) => stuck(&stack, &session, &id, &what).await,
+            };
             turns += 1;
             assert!(turn.events.iter().map(|event| event.seq).eq(0..turn.events.len() as u64), "{what}");
             assert_eq!(turn.end(), EventKind::MessageCompleted, "{what}: {:?}", turn.events.last());

@@ -2,11 +2,16 @@
 //! sockets. Only the model's side of the network is played.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod alone;
+mod backup;
+mod busy;
 mod cancel;
 mod commands;
 mod crash;
 mod data;
 mod files;
+mod full;
+mod history;
 mod hostile;
 mod idempotency;
 mod leftovers;
