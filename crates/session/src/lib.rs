@@ -15,6 +15,7 @@
 
 mod adopt;
 mod clock;
+mod conclude;
 mod config;
 mod create;
 mod delete;
@@ -22,6 +23,7 @@ mod error;
 mod expire;
 mod feed;
 mod files;
+mod follow;
 mod history;
 mod live;
 mod message;

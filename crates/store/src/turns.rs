@@ -134,8 +134,11 @@ fn look_up(db: &Connection, caller: &str, wanted: &Idempotency, now: f64) -> Res
     Ok(Some(Acceptance::Replayed(turn)))
 }
 
-/// Inserts a turn with its first rows; their ids.
-fn insert(db: &Connection, accept: &Accept, waits: bool) -> Result<(i64, Vec<(i64, row::Row)>)> {
+/// A turn's key, and its first rows with their ids.
+type Inserted = (i64, Vec<(i64, row::Row)>);
+
+/// Inserts a turn with its first rows.
+fn insert(db: &Connection, accept: &Accept, waits: bool) -> Result<Inserted> {
     let place = match accept.on_busy {
         OnBusy::Interrupt => "(SELECT coalesce(min(place), 0) - 1 FROM turn WHERE session = ?2 AND status = 'queued')",
         _ => "(SELECT coalesce(max(place), 0) + 1 FROM turn WHERE session = ?2 AND status = 'queued')",
@@ -221,7 +224,7 @@ impl Store {
             }
             Ok((if waits { Acceptance::Waiting } else { Acceptance::Begun }, Some(inserted)))
         };
-        let settle = move |(_, inserted): &(Acceptance, Option<(i64, Vec<(i64, row::Row)>)>)| {
+        let settle = move |(_, inserted): &(Acceptance, Option<Inserted>)| {
             let Some((key, rows)) = inserted else { return };
             let mut state = State::new(FIRST);
             for (id, row) in rows {

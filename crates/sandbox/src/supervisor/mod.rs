@@ -11,6 +11,7 @@
 //! spool, and the next server finds the supervisor by its folder. Without a
 //! turn and without a server it ends.
 
+mod agent;
 mod channel;
 mod server;
 mod turn;
@@ -20,24 +21,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cloister_types::ErrorCode;
-use cloister_types::link::{Command, Fact, FromAgent, MAX_FACT, Outcome, Signal, Spooling, ToAgent, TurnStart};
+use cloister_types::link::{Command, Fact, Outcome, Signal, Spooling, ToAgent};
 use cloister_types::transcript::Usage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal as Kill, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
-use self::channel::{Channel, Closed};
+use self::channel::Closed;
 use self::server::{Link, listen, send_with};
-use self::turn::TooMuch;
 use self::work::{Ending, Work};
 use crate::cgroup::SessionGroups;
-use crate::init::{self, FromInit};
+use crate::init;
 use crate::launch::{Refused, Sandbox};
 use crate::run::{About, Process, VERSION, boot_id, spool_name};
 use crate::spool::Spool;
-use crate::{protocol, sys};
+use crate::sys;
 
 /// How long an agent may take to end its turn after a cancel, before the
 /// sandbox is ended for it.
@@ -258,164 +257,6 @@ impl Supervisor {
         }
     }
 
-    fn start(&mut self, start: TurnStart) {
-        let name = spool_name(&start.response_id, start.attempt);
-        let spool = match Spool::create(&self.folder, &name) {
-            Ok(spool) => spool,
-            Err(errno) => {
-                let Over = self.spool_failed(&errno.into());
-                return;
-            }
-        };
-        let turn = (start.response_id.clone(), start.attempt);
-        match self.start_agent(start, spool) {
-            Ok(work) => self.work = Some(work),
-            Err((error, mut spool)) => {
-                // As if it had died at once.
-                self.kill();
-                let _ = spool.append(0, vec![Fact::Lost { cause: format!("the agent could not be started: {error}") }]);
-                let spooling = Spooling { response_id: turn.0, attempt: turn.1, offset: spool.offset() };
-                self.ended = Some((spooling, spool));
-            }
-        }
-    }
-
-    fn start_agent(&mut self, start: TurnStart, spool: Spool) -> Result<Work, (std::io::Error, Spool)> {
-        let prepared = || -> std::io::Result<(Channel, OwnedFd)> {
-            let (ours, theirs) =
-                rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-            let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-            rustix::io::ioctl_fionbio(&log, true)?;
-            init::run_agent(&self.control, self.serial + 1, &theirs, &their_log)?;
-            Ok((Channel::with_limit(ours, MAX_FACT)?, log))
-        };
-        match prepared() {
-            Ok((agent, log)) => {
-                self.serial += 1;
-                let mut work = Work::new(&start, spool, agent, log);
-                match work.agent.send(&ToAgent::Start(Box::new(start))) {
-                    Ok(()) => Ok(work),
-                    Err(Closed) => Err((std::io::Error::other("it hung up"), work.spool)),
-                }
-            }
-            Err(error) => Err((error, spool)),
-        }
-    }
-
-    /// Takes up to `reads` pieces from the agent and acts on whole frames.
-    fn hear_agent(&mut self, reads: usize) -> Result<(), Over> {
-        let Some(work) = &mut self.work else { return Ok(()) };
-        let mut more = work.agent.flush().is_ok() && work.ending.is_none();
-        for _ in 0..reads {
-            if !more {
-                break;
-            }
-            match work.agent.fill() {
-                Ok(got) => more = got,
-                Err(Closed) => more = false,
-            }
-            if !more && work.agent.is_closed() && !work.agent_gone {
-                // Frames that are already here still count. Init will report
-                // the agent's end; one that only hung up gets no longer life.
-                work.agent_gone = true;
-                work.deadline = work.deadline.min(Instant::now() + HANG_UP_GRACE);
-            }
-        }
-        let mut facts = Vec::new();
-        let outcome = self.take_frames(&mut facts);
-        self.write(facts)?;
-        match outcome {
-            Ok(()) => Ok(()),
-            Err(End::Announced(ending)) => self.sweep(ending),
-            Err(End::Over(code, message)) => self.fail(code, message),
-            Err(End::Lost(cause)) => self.lost(cause),
-        }
-    }
-
-    fn take_frames(&mut self, facts: &mut Vec<Fact>) -> Result<(), End> {
-        let flooded =
-            |TooMuch| End::Over(ErrorCode::AgentDied, "the agent produced more output than a turn may hold".to_owned());
-        let Some(work) = &mut self.work else { return Ok(()) };
-        while work.ending.is_none() {
-            match work.agent.next::<FromAgent>() {
-                Ok(Some(FromAgent::Event { kind, data })) => {
-                    facts.extend(work.turn.event(kind, data).map_err(flooded)?);
-                }
-                Ok(Some(FromAgent::Entry(entry))) => {
-                    let reached = work.count(&entry);
-                    facts.push(work.turn.entry(entry).map_err(flooded)?);
-                    if let Some((code, message)) = reached {
-                        return Err(End::Over(code, message));
-                    }
-                }
-                Ok(Some(FromAgent::Intent { calls })) => facts.push(work.turn.intent(calls).map_err(flooded)?),
-                Ok(Some(FromAgent::Await { ticket })) => {
-                    // What comes before it is written first.
-                    let at_ms = work.at_ms();
-                    work.spool.append(at_ms, std::mem::take(facts)).map_err(|error| End::Lost(error.to_string()))?;
-                    work.wait_for(ticket);
-                }
-                Ok(Some(FromAgent::End { outcome, usage, output_text })) => {
-                    return Err(End::Announced(Ending { outcome, usage, output_text, since: Instant::now() }));
-                }
-                Ok(None) => break,
-                Err(Closed) => return Err(End::Lost("the agent sent something that is not a frame".to_owned())),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes facts to the spool.
-    fn write(&mut self, facts: Vec<Fact>) -> Result<(), Over> {
-        let Some(work) = self.work.as_mut().filter(|_| !facts.is_empty()) else { return Ok(()) };
-        let at_ms = work.at_ms();
-        match work.spool.append(at_ms, facts) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.spool_failed(&error)),
-        }
-    }
-
-    fn hear_log(&mut self) {
-        let Some(work) = &mut self.work else { return };
-        let mut buffer = [0; 4096];
-        if let Ok(got) = rustix::io::read(&work.log, &mut buffer) {
-            work.log_closed = got == 0;
-            work.keep_log(&buffer[..got]);
-        }
-    }
-
-    fn hear_init(&mut self) -> Result<(), Over> {
-        let how = match protocol::receive::<FromInit>(&self.control) {
-            // The agent of an earlier turn, which had said all it had to say.
-            Ok(Some((FromInit::AgentExited { serial, .. }, _))) if serial != self.serial => return Ok(()),
-            Ok(Some((FromInit::AgentExited { how, .. }, _))) => how,
-            Ok(Some((FromInit::Swept, _))) => return self.swept(false),
-            // Init is gone, and with it everything inside.
-            _ => {
-                self.dead = true;
-                "the sandbox ended".to_owned()
-            }
-        };
-        // Its last words may still be in the socket, which holds only so much.
-        self.hear_agent(LAST_READS)?;
-        self.hear_log();
-        let Some(work) = &self.work else { return Ok(()) };
-        if work.ending.is_some() {
-            return if self.dead { self.swept(true) } else { Ok(()) };
-        }
-        if work.cancelled.is_some() {
-            return self.finish(Outcome::Cancelled, Usage::default(), String::new(), true);
-        }
-        let tail = work.last_words();
-        let cause = if self.groups.out_of_memory() {
-            "out of memory: the session reached its memory limit"
-        } else {
-            "the agent ended early"
-        };
-        let said = if tail.is_empty() { String::new() } else { format!("; its last words: {tail}") };
-        self.lost(format!("{cause} ({how}){said}"))
-    }
-
     fn check_time(&mut self) {
         let Some(work) = &self.work else { return };
         let now = Instant::now();
@@ -513,16 +354,6 @@ impl Supervisor {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-}
-
-/// Why frames of an agent are read no further.
-enum End {
-    /// It says that its turn is over.
-    Announced(Ending),
-    /// The turn ends here.
-    Over(ErrorCode, String),
-    /// The agent cannot be gone on with.
-    Lost(String),
 }
 
 /// What a descriptor in the poll set is.

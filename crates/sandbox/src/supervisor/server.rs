@@ -78,7 +78,7 @@ impl Link {
     ) -> rustix::io::Result<Self> {
         let lifeline = hand_over(&link, &Signal::Ready(enforced.clone()), &model)?;
         let server = Server::Attached(Channel::new(link)?);
-        Ok(Self { server, listener, model, lifeline: lifeline, enforced, launch, said: None })
+        Ok(Self { server, listener, model, lifeline, enforced, launch, said: None })
     }
 
     pub(super) fn listener(&self) -> &OwnedFd {
