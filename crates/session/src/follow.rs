@@ -2,6 +2,8 @@
 //! gone. Nothing is shown that is not in the log, and what the log holds is
 //! told to the supervisor, which lets the agent go on by it.
 
+use std::time::Duration;
+
 use cloister_sandbox::run::RunFolder;
 use cloister_sandbox::spool::{Reader, SpoolError};
 use cloister_store::{Append, Finish, LogItem, Mark, StoreError};
@@ -10,6 +12,7 @@ use cloister_types::event::StoredEvent;
 use cloister_types::link::{Command, Fact, Signal};
 use cloister_types::transcript::Entry;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::SessionError;
 use crate::feed::Head;
@@ -17,21 +20,68 @@ use crate::live::{Sandbox, blocking};
 use crate::registry::{Sessions, Stop};
 use crate::turn::{Driver, Ending, Followed};
 
+/// How much longer than the turn's time its supervisor may take, and than a
+/// cancel; then it is ended itself. It has nothing else to do.
+const DEADLINE_PATIENCE: Duration = Duration::from_secs(30);
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+
 impl Sessions {
     /// Copies the spool into the log as it grows, to its end.
     pub(crate) async fn follow(&self, driver: &mut Driver, mut sandbox: Sandbox) -> Result<Followed, SessionError> {
         let mut reader = None;
         let mut told = false;
         let mut failed = None;
+        let left = self.config.turn.time_ms.saturating_sub(driver.mark.at_ms);
+        let mut overdue = Instant::now() + Duration::from_millis(left) + DEADLINE_PATIENCE;
+        // Of one that was taken over, the spool may have grown unnoticed.
+        let mut grown = true;
         loop {
+            if std::mem::take(&mut grown) {
+                if reader.is_none() {
+                    reader = sandbox.folder.spool(&driver.turn, driver.mark.attempt, driver.mark.offset)?;
+                }
+                let copied = match &mut reader {
+                    Some(reader) => self.copy(driver, reader, Some(&mut sandbox)).await,
+                    // It begins with the first thing that happens.
+                    None => Ok(None),
+                };
+                match copied {
+                    Ok(None) => {}
+                    Ok(Some(Copied::Ended { append, offset, sandbox_gone })) => {
+                        if sandbox_gone {
+                            let folder = Some(sandbox.wait_until_gone().await);
+                            return Ok(Followed::Ended(Box::new(Ending { append: *append, sandbox: None, folder })));
+                        }
+                        sandbox.ended = Some((driver.turn.clone(), driver.mark.attempt, offset));
+                        let ending = Ending { append: *append, sandbox: Some(sandbox), folder: None };
+                        return Ok(Followed::Ended(Box::new(ending)));
+                    }
+                    Ok(Some(Copied::Lost { cause })) => {
+                        sandbox.wait_until_gone().await.remove();
+                        return Ok(Followed::Lost { cause });
+                    }
+                    Err(CopyError::Damaged(error)) => {
+                        return Ok(Followed::Failed(damaged(&sandbox.end().await, &error)));
+                    }
+                    Err(CopyError::Other(error)) => {
+                        sandbox.stop().await;
+                        return Ok(Followed::Failed(error));
+                    }
+                }
+            }
             let signals = tokio::select! {
                 signals = sandbox.signals() => signals,
+                () = tokio::time::sleep_until(overdue) => {
+                    tracing::error!(session = %driver.session.stored.id, turn = %driver.turn, "the supervisor does not keep the turn's time");
+                    Ok(None)
+                }
                 stop = asked_to_stop(&mut driver.stopped, told) => {
                     if stop == Stop::Interrupt {
                         sandbox.stop().await;
                         return Ok(Followed::Failed(SessionError::interrupted()));
                     }
                     told = true;
+                    overdue = overdue.min(Instant::now() + CANCEL_PATIENCE);
                     let command = Command::Cancel { response_id: driver.turn.clone() };
                     // If the supervisor is gone, the next read says so.
                     let _ = sandbox.command(&command).await;
@@ -47,7 +97,6 @@ impl Sessions {
                     (drained, _) => drained,
                 });
             };
-            let mut grown = false;
             for signal in signals {
                 match signal {
                     Signal::Spooled(to) => grown |= to.response_id == driver.turn && to.attempt == driver.mark.attempt,
@@ -56,39 +105,6 @@ impl Sessions {
                         failed = Some(SessionError::new(ErrorCode::StorageFull, message));
                     }
                     other => tracing::warn!(session = %driver.session.stored.id, ?other, "a signal out of place"),
-                }
-            }
-            if !grown {
-                continue;
-            }
-            if reader.is_none() {
-                reader = sandbox.folder.spool(&driver.turn, driver.mark.attempt, driver.mark.offset)?;
-            }
-            let Some(reader) = &mut reader else { continue };
-            match self.copy(driver, reader, Some(&mut sandbox)).await {
-                Ok(None) => {}
-                Ok(Some(Copied::Ended { append, offset, sandbox_gone })) => {
-                    if sandbox_gone {
-                        let folder = Some(sandbox.wait_until_gone().await);
-                        return Ok(Followed::Ended(Box::new(Ending { append: *append, sandbox: None, folder })));
-                    }
-                    sandbox.ended = Some((driver.turn.clone(), driver.mark.attempt, offset));
-                    return Ok(Followed::Ended(Box::new(Ending {
-                        append: *append,
-                        sandbox: Some(sandbox),
-                        folder: None,
-                    })));
-                }
-                Ok(Some(Copied::Lost { cause })) => {
-                    sandbox.wait_until_gone().await.remove();
-                    return Ok(Followed::Lost { cause });
-                }
-                Err(CopyError::Damaged(error)) => {
-                    return Ok(Followed::Failed(damaged(&sandbox.end().await, &error)));
-                }
-                Err(CopyError::Other(error)) => {
-                    sandbox.stop().await;
-                    return Ok(Followed::Failed(error));
                 }
             }
         }

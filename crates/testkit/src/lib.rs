@@ -11,4 +11,4 @@ mod stack;
 pub use processes::{Processes, Sandbox, children, descendants, is_gone};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};
-pub use stack::{As, Options, Stack, Turn, kill, script};
+pub use stack::{As, Options, Stack, Turn, freeze, kill, script, thaw};

@@ -321,8 +321,22 @@ impl Drop for Stack {
 
 /// SIGKILL.
 pub fn kill(pid: u32) {
+    send(pid, Signal::KILL);
+}
+
+/// SIGSTOP: the process is there and does nothing.
+pub fn freeze(pid: u32) {
+    send(pid, Signal::STOP);
+}
+
+/// SIGCONT.
+pub fn thaw(pid: u32) {
+    send(pid, Signal::CONT);
+}
+
+fn send(pid: u32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
-        let _ = kill_process(pid, Signal::KILL);
+        let _ = kill_process(pid, signal);
     }
 }
 

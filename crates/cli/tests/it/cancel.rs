@@ -92,3 +92,19 @@ async fn deleting_a_busy_session_ends_its_stream_with_one_terminal_event() {
     assert_eq!(stack.raw("GET", &path, &[], b"").await.status, 404);
     assert!(!stack.workspace().join(".sessions").join(session.as_str()).exists());
 }
+
+#[tokio::test]
+async fn a_supervisor_that_does_not_answer_is_ended_for_a_cancel() {
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    let lines = [json!({"tool": "bash", "input": {"command": "sleep 100"}})];
+    let mut events = stack.client.message(&session, &script(&lines), None).await.unwrap();
+    while events.next().await.unwrap().unwrap().kind != Some(EventKind::ToolUseStop) {}
+    let sandbox = stack.processes().sandbox(session.as_str()).unwrap();
+    cloister_testkit::freeze(sandbox.supervisor);
+    assert_eq!(stack.client.cancel(&session, events.turn()).await.unwrap().status, "cancelling");
+    let turn = tokio::time::timeout(Duration::from_secs(12), Turn::collect(events)).await.expect("it ends");
+    assert_eq!(turn.end(), EventKind::MessageCancelled);
+    assert!(cloister_testkit::is_gone(sandbox.supervisor) && cloister_testkit::is_gone(sandbox.init));
+    assert_eq!(stack.bash(&session, "echo on").await.0, "on\n");
+}

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cloister_testkit::{Options, Stack, Turn, descendants, is_gone, kill, script};
+use cloister_testkit::{Options, Stack, Turn, descendants, freeze, is_gone, kill, script, thaw};
 use cloister_types::event::EventKind;
 use serde_json::{Value, json};
 
@@ -187,6 +187,36 @@ async fn a_cancel_outlives_the_server_that_promised_it() {
     let whole = Turn::collect(stack.client.events(&session, &turn, None).await.unwrap()).await;
     assert_eq!(whole.end(), EventKind::MessageCancelled);
     assert_eq!(stack.bash(&session, "cat effects").await.0, "a\n");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_between_reads_what_its_predecessor_did_not() {
+    let provider = crate::crash::Scripted::start().await;
+    let mut stack = Stack::with(Options { serve: true, config: Some(provider.config("")), ..Options::default() }).await;
+    let session = stack.session().await;
+    let tool = json!({"tool": "bash", "input": {"command": "while [ ! -e go ]; do sleep 0.02; done"}});
+    let lines = [tool, json!({"say": "end"})];
+    let mut events = stack.client.message(&session, &script(&lines), None).await.unwrap();
+    while events.next().await.unwrap().unwrap().kind != Some(EventKind::ToolUseStop) {}
+    let (turn, sandbox) = (events.turn().clone(), stack.processes().sandbox(session.as_str()).unwrap());
+    drop(events);
+    // The agent has its result and waits for it to be on disk; the server has
+    // been told and does not act; the supervisor does not notice what follows.
+    freeze(stack.pid());
+    std::fs::write(stack.workspace().join("go"), "").unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    freeze(sandbox.supervisor);
+    stack.kill().await;
+    // It finds the end of one server and the beginning of the next at once.
+    let thawing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        thaw(sandbox.supervisor);
+    });
+    let stack = stack.restart().await;
+    thawing.join().unwrap();
+    let collected = Turn::collect(stack.client.events(&session, &turn, None).await.unwrap());
+    let whole = tokio::time::timeout(Duration::from_secs(10), collected).await.expect("the turn goes on");
+    assert_eq!((whole.end(), whole.text().as_str()), (EventKind::MessageCompleted, "end"));
 }
 
 #[tokio::test]
