@@ -2,7 +2,7 @@
 //! written, then made visible. Whoever writes for an attempt that is no longer
 //! the turn's, or at another place of its spool, is refused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use cloister_types::ResponseId;
 use cloister_types::transcript::Usage;
@@ -88,8 +88,13 @@ impl Append {
         self.finish(finish)
     }
 
-    pub(crate) fn turn(&self) -> &ResponseId {
-        &self.turn
+    /// Roughly what its rows take.
+    pub(crate) fn bytes(&self) -> usize {
+        let rows = self.items.iter().map(|item| match item {
+            LogItem::Event(event) => event.data.len() + 100,
+            _ => 2048,
+        });
+        rows.sum()
     }
 
     pub(crate) fn is_essential(&self) -> bool {
@@ -97,8 +102,13 @@ impl Append {
     }
 
     /// Writes it in the open transaction.
-    pub(crate) fn stage(&self, db: &Connection, lives: &Lives) -> Result<Staged> {
+    pub(crate) fn stage(&self, batch: &mut Batch<'_>, lives: &Lives) -> Result<Staged> {
         let live = lives.get(&self.turn).ok_or(StoreError::Ended)?;
+        // A turn has one writer, which waits for each append.
+        if !batch.turns.insert(live.key) {
+            return Err(StoreError::Stale);
+        }
+        let db = batch.db;
         let (mut rows, chunk, closed) = {
             let state = live.lock();
             if let Some(damage) = &state.damage {
@@ -133,7 +143,7 @@ impl Append {
             // They are in the chunk.
             rows.clear();
         }
-        let rows = rows.into_iter().map(|row| Ok((log::insert(db, live.key, &row, self.to)?, row)));
+        let rows = rows.into_iter().map(|row| Ok((batch.insert.row(live.key, &row, self.to)?, row)));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         if self.to.attempt != self.from.0 {
             db.prepare_cached("UPDATE turn SET attempt = ?2 WHERE key = ?1")?
@@ -213,6 +223,19 @@ pub(crate) fn begin_next(db: &Connection, session: &str) -> Result<Option<Respon
         .query_row([session], |row| row.get(0))
         .optional()?;
     next.map(|id| id.parse().map_err(|_| StoreError::Broken(format!("turn id {id:?}")))).transpose()
+}
+
+/// What the appends of one transaction share.
+pub(crate) struct Batch<'c> {
+    db: &'c Connection,
+    insert: log::Insert<'c>,
+    turns: HashSet<i64>,
+}
+
+impl<'c> Batch<'c> {
+    pub(crate) fn new(db: &'c Connection) -> Result<Self> {
+        Ok(Self { db, insert: log::Insert::new(db)?, turns: HashSet::new() })
+    }
 }
 
 /// Outcomes of the appends of a batch, by their place in it.

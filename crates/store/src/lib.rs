@@ -9,6 +9,7 @@
 //! nothing can be read before. Reads use connections of their own.
 
 mod append;
+mod checkpoint;
 mod keys;
 mod live;
 mod log;
@@ -29,6 +30,7 @@ pub use row::{LogItem, Mark};
 pub use sessions::{Life, StoredSession};
 pub use turns::{Accept, Acceptance, Idempotency, StoredTurn};
 
+use checkpoint::Checkpointer;
 use live::Lives;
 use reserve::Reserve;
 use writer::Writer;
@@ -81,8 +83,6 @@ impl From<serde_json::Error> for StoreError {
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// Pages of the write-ahead log after which it is folded into the database.
-const CHECKPOINT_PAGES: i32 = 4000;
 /// How long to wait for another process's transaction: `cloister key new` and
 /// `cloister backup` work beside a server.
 const BUSY: std::time::Duration = std::time::Duration::from_secs(10);
@@ -124,7 +124,7 @@ impl Store {
         // FULL: a commit that was reported survives a power cut (the weaker
         // NORMAL loses acknowledged events).
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "wal_autocheckpoint", checkpoint::LAST_RESORT_PAGES)?;
         connection.set_prepared_statement_cache_capacity(64);
         connection.busy_timeout(BUSY)?;
         migrate::migrate(&mut connection)?;
@@ -133,7 +133,8 @@ impl Store {
         }
         let lives = Arc::new(Lives::load(&connection)?);
         let reserve = Arc::new(Reserve::take(path));
-        let writer = Writer::start(connection, lives.clone(), reserve.clone())?;
+        let checkpointer = Checkpointer::start(path)?;
+        let writer = Writer::start(connection, lives.clone(), reserve.clone(), checkpointer)?;
         Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), writer, lives, reserve, readers: Mutex::default() }) })
     }
 

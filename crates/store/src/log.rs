@@ -4,21 +4,28 @@
 use cloister_types::event::StoredEvent;
 use cloister_types::transcript::Entry;
 use cloister_types::{ResponseId, SessionId};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use crate::live::{State, cut};
 use crate::row::{Chunk, LogItem, Mark, Row, Silent, merge};
 use crate::{Result, Store, StoreError};
 
-/// Appends one row; its id.
-pub(crate) fn insert(db: &Connection, turn: i64, row: &Row, mark: Mark) -> Result<i64> {
-    let mut statement = db.prepare_cached(
-        "INSERT INTO log (turn, seq, kind, body, attempt, mark, at_ms, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-    )?;
-    let (seq, offset, at_ms) = (row.seq().cast_signed(), mark.offset.cast_signed(), mark.at_ms.cast_signed());
-    statement
-        .insert(params![turn, seq, row.kind(), row.body(), mark.attempt, offset, at_ms, row.crc(turn, mark)])
-        .map_err(Into::into)
+/// The statement that appends a row: nearly all that is ever written.
+pub(crate) struct Insert<'c>(CachedStatement<'c>);
+
+impl<'c> Insert<'c> {
+    pub(crate) fn new(db: &'c Connection) -> Result<Self> {
+        Ok(Self(db.prepare_cached(
+            "INSERT INTO log (turn, seq, kind, body, attempt, mark, at_ms, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?))
+    }
+
+    /// Appends one row; its id.
+    pub(crate) fn row(&mut self, turn: i64, row: &Row, mark: Mark) -> Result<i64> {
+        let (seq, offset, at_ms) = (row.seq().cast_signed(), mark.offset.cast_signed(), mark.at_ms.cast_signed());
+        let values = params![turn, seq, row.kind(), row.body(), mark.attempt, offset, at_ms, row.crc(turn, mark)];
+        Ok(self.0.insert(values)?)
+    }
 }
 
 /// Stores a chunk and removes the rows that it replaces.

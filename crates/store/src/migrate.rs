@@ -63,7 +63,7 @@ fn pack_the_log(db: &Connection) -> Result<()> {
         ])?;
         if open {
             for row in &rows {
-                log::insert(db, key, row, mark)?;
+                log::Insert::new(db)?.row(key, row, mark)?;
             }
         } else if let Some(chunk) = Chunk::pack(rows.iter(), mark) {
             log::close(db, key, &chunk, &[])?;

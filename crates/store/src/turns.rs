@@ -159,7 +159,7 @@ fn insert(db: &Connection, accept: &Accept, waits: bool) -> Result<Inserted> {
     for item in &accept.items {
         let row = row::Row::new(item.clone(), next)?;
         next = row.seq() + u64::from(matches!(item, LogItem::Event(_)));
-        rows.push((log::insert(db, key, &row, FIRST)?, row));
+        rows.push((log::Insert::new(db)?.row(key, &row, FIRST)?, row));
     }
     Ok((key, rows))
 }

@@ -8,14 +8,14 @@
 //! nearly everything, are judged in memory before they touch the database;
 //! other changes run in savepoints, so that one that fails undoes itself alone.
 
-use std::collections::HashSet;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use crate::append::{Append, Staging};
+use crate::append::{Append, Batch, Staging};
+use crate::checkpoint::Checkpointer;
 use crate::live::Lives;
 use crate::reserve::Reserve;
 use crate::{Result, StoreError};
@@ -31,6 +31,16 @@ pub(crate) enum Job {
     Change(Box<dyn Change>),
     /// Goes to a turn's log.
     Append(Box<Append>, oneshot::Sender<Result<Option<cloister_types::ResponseId>>>),
+}
+
+impl Job {
+    /// Roughly what it adds to the write-ahead log.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Change(_) => 16 << 10,
+            Self::Append(append, _) => append.bytes(),
+        }
+    }
 }
 
 /// A change of any other kind.
@@ -94,9 +104,14 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(connection: Connection, lives: Arc<Lives>, reserve: Arc<Reserve>) -> Result<Self> {
+    pub(crate) fn start(
+        connection: Connection,
+        lives: Arc<Lives>,
+        reserve: Arc<Reserve>,
+        checkpointer: Checkpointer,
+    ) -> Result<Self> {
         let (queue, jobs) = mpsc::sync_channel::<Job>(QUEUE);
-        let committer = Committer { connection, lives, reserve };
+        let mut committer = Committer { connection, lives, reserve, checkpointer };
         let thread = std::thread::Builder::new()
             .name("committer".into())
             .spawn(move || committer.serve(&jobs))
@@ -170,17 +185,18 @@ struct Committer {
     connection: Connection,
     lives: Arc<Lives>,
     reserve: Arc<Reserve>,
+    checkpointer: Checkpointer,
 }
 
 impl Committer {
-    fn serve(self, jobs: &mpsc::Receiver<Job>) {
+    fn serve(&mut self, jobs: &mpsc::Receiver<Job>) {
         while let Ok(first) = jobs.recv() {
             let batch: Vec<Job> = std::iter::once(first).chain(jobs.try_iter()).take(BATCH).collect();
             self.batch(batch);
         }
     }
 
-    fn batch(&self, mut batch: Vec<Job>) {
+    fn batch(&mut self, mut batch: Vec<Job>) {
         let mut staging = Staging::default();
         let mut committed = self.commit(&mut batch, &mut staging);
         if matches!(committed, Err(StoreError::Full)) && self.reserve.release() {
@@ -191,6 +207,8 @@ impl Committer {
         if let Err(error) = &committed {
             tracing::error!(%error, "commit failed");
         }
+        // The page at the end of the log is written anew with each commit.
+        let bytes = 4096 + batch.iter().map(Job::bytes).sum::<usize>();
         for (index, job) in batch.into_iter().enumerate() {
             match job {
                 Job::Change(change) => change.deliver(committed.clone()),
@@ -201,6 +219,7 @@ impl Committer {
                 }
             }
         }
+        self.checkpointer.committed(bytes, &self.connection);
     }
 
     /// Runs a batch in one transaction.
@@ -220,7 +239,7 @@ impl Committer {
     }
 
     fn run(&self, batch: &mut [Job], staging: &mut Staging) -> Result<()> {
-        let mut busy = HashSet::new();
+        let mut shared = Batch::new(&self.connection)?;
         for (index, job) in batch.iter_mut().enumerate() {
             let essential = match job {
                 Job::Change(change) => change.is_essential(),
@@ -237,9 +256,7 @@ impl Committer {
                     }
                 }
                 Job::Append(append, _) => {
-                    // A turn has one writer, which waits for each append.
-                    let fits = if busy.insert(append.turn().clone()) { Ok(()) } else { Err(StoreError::Stale) };
-                    let staged = fits.and_then(|()| append.stage(&self.connection, &self.lives));
+                    let staged = append.stage(&mut shared, &self.lives);
                     if let Err(error @ (StoreError::Full | StoreError::Broken(_))) = &staged {
                         // Half of it may be in the transaction.
                         return Err(error.clone());
