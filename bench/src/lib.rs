@@ -66,7 +66,17 @@ impl Server {
         let _ = std::fs::remove_file(&ready);
         let began = Instant::now();
         let child = Command::new(executable())
-            .args(["dev", "--listen", &self.address, "--config", "config.toml", "--data", "data", "--ready-file", "ready"])
+            .args([
+                "dev",
+                "--listen",
+                &self.address,
+                "--config",
+                "config.toml",
+                "--data",
+                "data",
+                "--ready-file",
+                "ready",
+            ])
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -10,8 +10,8 @@ use crate::run::{Outcome, cargo, done, install};
 use crate::{docs, leftovers, tidy};
 
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
-/// finds processes.
-const PACKAGES: [&str; 3] = ["procps", "python3", "unicode-data"];
+/// finds processes; `faketime` sets clocks; the others make and mount disks.
+const PACKAGES: [&str; 6] = ["e2fsprogs", "faketime", "mount", "procps", "python3", "unicode-data"];
 
 pub(crate) fn run() -> Outcome {
     install(&PACKAGES)?;

@@ -71,7 +71,9 @@ async fn idle(sessions: usize) {
     }
     let (p50, p99) = quantiles(&mut wakes);
     println!("\n## Idle sessions\n");
-    println!("| sessions | created in s | KiB a session | after a restart | ready after the kill, s | wake to first word, ms p50 | p99 |");
+    println!(
+        "| sessions | created in s | KiB a session | after a restart | ready after the kill, s | wake to first word, ms p50 | p99 |"
+    );
     println!("|---|---|---|---|---|---|---|");
     println!("| {sessions} | {created:.0} | {each:.1} | {after:.1} | {ready:.2} | {p50:.1} | {p99:.1} |");
 }
@@ -79,7 +81,9 @@ async fn idle(sessions: usize) {
 #[tokio::main]
 async fn main() {
     println!("\n## Turns in flight at a kill -9 of the server\n");
-    println!("| turns | next server ready and all adopted, s | listing them, s | still busy | completed | begun anew |");
+    println!(
+        "| turns | next server ready and all adopted, s | listing them, s | still busy | completed | begun anew |"
+    );
     println!("|---|---|---|---|---|---|");
     let most = std::env::var("TURNS").ok().and_then(|text| text.parse().ok()).unwrap_or(1000);
     for turns in [10, most / 10, most] {

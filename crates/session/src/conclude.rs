@@ -42,6 +42,7 @@ impl Sessions {
                 self.put_to_sleep(session, sandbox).await;
             }
         }
+        let at = append.ends_at().unwrap_or_else(|| (clock::now(), self.life()));
         let next_turn = match self.store.append(append).await {
             Ok(next_turn) => next_turn,
             Err(error) => {
@@ -59,7 +60,7 @@ impl Sessions {
             session.set_enforced(None);
             self.gateway.detach(&session.stored.id);
         }
-        self.finish(session, &mut inner, turn, sandbox, next_turn);
+        self.finish(session, &mut inner, turn, at, sandbox, next_turn);
         drop(inner);
         let next = self.store.next_seq(turn).await.ok().flatten().unwrap_or_default();
         // Only now may clients see the end: whoever does may send the next
@@ -75,13 +76,14 @@ impl Sessions {
         session: &Arc<Session>,
         inner: &mut Inner,
         turn: &ResponseId,
+        at: (f64, f64),
         sandbox: Option<Sandbox>,
         next_turn: Option<ResponseId>,
     ) {
         inner.state.ask(Ask::Finish(turn.clone()));
         inner.stop = None;
-        inner.rested = self.life();
-        session.touch(clock::now(), inner.rested);
+        inner.rested = at.1;
+        session.touch(at.0, at.1);
         match next_turn {
             Some(next) => {
                 inner.state.ask(Ask::Start(next.clone()));

@@ -77,6 +77,12 @@ impl Append {
         self.finish.as_ref().map(|finish| finish.status)
     }
 
+    /// When it ends the turn, if it does: by the wall, and on the clock of lives.
+    #[must_use]
+    pub fn ends_at(&self) -> Option<(f64, f64)> {
+        self.finish.as_ref().map(|finish| (finish.now, finish.life))
+    }
+
     /// Puts another terminal event in the place of the one that it has.
     #[must_use]
     pub fn end_with(mut self, event: impl FnOnce(u64) -> LogItem, finish: Finish) -> Self {

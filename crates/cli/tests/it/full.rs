@@ -1,8 +1,5 @@
-//! A full disk: a small file system of the test's own, which only root can
-//! mount; without root this says that it was skipped.
+//! A full disk.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cloister_client::ClientError;
@@ -11,54 +8,7 @@ use cloister_types::ErrorCode;
 use cloister_types::event::EventKind;
 use serde_json::json;
 
-/// An ext4 of so many mebibytes in a file, mounted.
-struct SmallDisk {
-    folder: tempfile::TempDir,
-    at: PathBuf,
-}
-
-impl SmallDisk {
-    fn mount(mebibytes: u64) -> Option<Self> {
-        if !rustix_is_root() {
-            eprintln!("SKIPPED: only root can mount a file system");
-            return None;
-        }
-        let folder = tempfile::Builder::new().prefix("disk-").tempdir().unwrap();
-        let (image, at) = (folder.path().join("image"), folder.path().join("testkit-disk"));
-        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
-        std::fs::create_dir(&at).unwrap();
-        let run = |program: &str, arguments: &[&str]| {
-            let output = Command::new(program).args(arguments).arg(&image).output().expect(program);
-            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-        };
-        run("mkfs.ext4", &["-q", "-m", "0"]);
-        let output = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Some(Self { folder, at })
-    }
-
-    /// Takes all the space that is left.
-    fn fill(&self) -> PathBuf {
-        let path = self.at.join("filler");
-        let mut file = std::fs::File::create(&path).unwrap();
-        let block = vec![1; 64 << 10];
-        while std::io::Write::write_all(&mut file, &block).is_ok() {}
-        while std::io::Write::write_all(&mut file, &[1; 512]).is_ok() {}
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.at).output();
-        let _ = &self.folder;
-    }
-}
-
-fn rustix_is_root() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
-}
+use crate::disk::SmallDisk;
 
 async fn until_served(stack: &Stack) {
     let began = Instant::now();
@@ -68,14 +18,10 @@ async fn until_served(stack: &Stack) {
     }
 }
 
-fn folder_on(path: &Path) -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("testkit-").tempdir_in(path).unwrap()
-}
-
 #[tokio::test]
 async fn a_full_disk_is_said_ends_turns_by_name_loses_nothing_and_passes() {
     let Some(disk) = SmallDisk::mount(120) else { return };
-    let stack = Stack::on(folder_on(&disk.at), Options::default()).await;
+    let stack = Stack::on(disk.folder(), Options::default()).await;
     let (session, idle) = (stack.session().await, stack.session().await);
     let before = stack.play(&idle, &[json!({"say": "before"})]).await;
     let noise = json!({"tool": "bash", "input": {"command": "head -c 30000 /dev/urandom | base64 -w0"}});
