@@ -35,7 +35,15 @@ async fn in_flight(turns: usize) {
     for (session, turn, _) in &all {
         let response = client.response(session, turn, 60).await.expect("a response");
         completed += usize::from(response.status == TurnStatus::Completed);
-        resumed += usize::from(response.attempts > 1);
+        if response.attempts > 1 {
+            resumed += 1;
+            let mut events = client.events(session, turn, None).await.expect("events");
+            while let Some(event) = events.next().await.expect("an event") {
+                if event.name == "turn.resumed" {
+                    eprintln!("begun anew: {}", event.data["cause"]);
+                }
+            }
+        }
     }
     println!("| {turns} | {ready:.2} | {listed:.2} | {busy} | {completed} | {resumed} |");
 }

@@ -205,6 +205,17 @@ impl Host {
         Ok(state.generation)
     }
 
+    /// A spawner that has not answered in time is ended; the next request gets
+    /// another. Live sandboxes do not notice.
+    fn give_up(&self, error: &std::io::Error) {
+        if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+            && let Some(mut running) = self.lock().running.take()
+        {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+    }
+
     /// Builds the view of a session: what it sees of the workspace.
     ///
     /// # Errors
@@ -215,7 +226,8 @@ impl Host {
         let request = Request::View { session: session.clone(), file_access: file_access.clone() };
         let generation = self.ask(&request, &[theirs.as_fd()])?;
         drop(theirs);
-        match protocol::receive(&ours)? {
+        let answer = protocol::receive(&ours).inspect_err(|error| self.give_up(error))?;
+        match answer {
             Some((ViewReply::Built { sources }, mut fds)) if fds.len() == 1 => {
                 Ok(View::new(fds.remove(0), sources, self.identity, generation)?)
             }
@@ -241,7 +253,7 @@ impl Host {
         let request = Request::Launch { session: session.clone(), launch, limits: *limits };
         let answer = self.ask(&request, &[theirs.as_fd(), view.tree(), handle.as_fd()]).and_then(|_| {
             drop(theirs);
-            Ok(first_signal(&ours)?)
+            Ok(first_signal(&ours).inspect_err(|error| self.give_up(error))?)
         });
         let refusal = match answer {
             Ok((Signal::Ready(enforced), fds)) => match <[OwnedFd; 2]>::try_from(fds) {

@@ -26,7 +26,7 @@ pub(crate) const ABOUT: &str = "about.json";
 pub(crate) const VERSION: u32 = 1;
 
 /// How long a killed process may take to be gone.
-const DYING: Duration = Duration::from_secs(10);
+pub(crate) const DYING: Duration = Duration::from_secs(10);
 
 /// This boot of the machine.
 pub(crate) fn boot_id() -> String {
@@ -118,6 +118,11 @@ impl RunFolder {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whose it is, by its name.
+    pub(crate) fn session(&self) -> Option<SessionId> {
+        self.path.file_name()?.to_str()?.split_once('.')?.0.parse().ok()
     }
 
     pub(crate) fn about(&self) -> Option<About> {

@@ -334,6 +334,9 @@ mod tests {
     #[test]
     fn cut_or_changed_at_any_byte_it_gives_a_prefix_or_an_alarm() {
         let end = Fact::Ended {
+            seq: 3,
+            kind: EventKind::MessageCancelled,
+            data: "{}".into(),
             outcome: Outcome::Cancelled,
             usage: Usage::default(),
             output_text: "x".into(),

@@ -12,7 +12,7 @@ use cloister_types::link::{Command, Enforced, Signal, Spooling, encode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::host::first_signal;
-use crate::run::{About, RunFolder, SOCKET, VERSION, boot_id};
+use crate::run::{About, DYING, Process, RunFolder, SOCKET, VERSION, boot_id};
 
 /// How long a supervisor may take to answer. It has nothing else to do.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -84,7 +84,15 @@ pub(crate) fn survivors(run: &Path) -> std::io::Result<Vec<Left>> {
 }
 
 fn look_after(folder: &RunFolder, boot: &str) -> Left {
-    let Some(about) = folder.about() else { return Left::Gone { session: None, folder: folder.clone() } };
+    let Some(about) = folder.about() else {
+        // It never stood, or its description was lost; whoever listens there
+        // must not go on beside the next attempt.
+        let session = folder.session();
+        return match (end_listener(folder), session) {
+            (false, Some(session)) => Left::Stuck { session },
+            (_, session) => Left::Gone { session, folder: folder.clone() },
+        };
+    };
     let gone = || Left::Gone { session: Some(about.session.clone()), folder: folder.clone() };
     if about.boot != boot {
         return gone();
@@ -97,6 +105,20 @@ fn look_after(folder: &RunFolder, boot: &str) -> Left {
     // It does not answer. Before anybody else works on its turn, it must be
     // gone for certain: it, and everything inside with its first process.
     if folder.make_sure_it_is_gone() { gone() } else { Left::Stuck { session: about.session.clone() } }
+}
+
+/// Ends the process that listens in the folder, if one does, and its children;
+/// false if one does not go.
+fn end_listener(folder: &RunFolder) -> bool {
+    let Ok(link) = connect(folder.path()) else { return true };
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(&link) else { return true };
+    let pid = peer.pid.as_raw_nonzero().get();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    let processes = std::iter::once(pid).chain(children).filter_map(|pid| Process::of(pid).ok());
+    // All handles first: the children are gone soon after their parent.
+    let processes: Vec<Process> = processes.collect();
+    processes.into_iter().all(|process| process.end(DYING))
 }
 
 fn adopt(folder: &RunFolder, about: &About) -> std::io::Result<Standing> {

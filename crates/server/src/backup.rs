@@ -190,7 +190,11 @@ impl Writer {
                     self.account.begin(tar::EntryType::Symlink, path, 0);
                     self.account.digest.update(target.as_os_str().as_bytes());
                     let mut header = Self::header(tar::EntryType::Symlink, 0o777, stat.st_mtime, 0);
-                    self.archive.append_link(&mut header, path, target)?;
+                    // As it stands, where it fits: `a//b` is not to become `a/b`.
+                    match header.set_link_name_literal(target.as_os_str().as_bytes()) {
+                        Ok(()) => self.archive.append_data(&mut header, path, std::io::empty())?,
+                        Err(_) => self.archive.append_link(&mut header, path, target)?,
+                    }
                 }
                 Err(_) => self.skip(path),
             },
@@ -268,6 +272,9 @@ pub fn backup(data: &Path, to: &Path) -> Result<Summary, ServerError> {
     };
     write(&mut writer).map_err(failed("write the backup"))?;
     let (entries, bytes, skipped) = writer.finish().map_err(failed("write the backup"))?;
+    // Read again before it is called a backup.
+    let written = File::open(&partial.0).and_then(|file| unpack(file, None));
+    written.map_err(failed("read the backup that was just written"))?;
     std::fs::rename(&partial.0, to).map_err(failed(format!("name {}", to.display())))?;
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
@@ -291,7 +298,7 @@ pub async fn restore(from: &Path, data: &Path) -> Result<Summary, ServerError> {
     let partial = Beside::new(&data, "partial");
     crate::files::make_private_folder(&partial.0).map_err(failed(format!("make {}", partial.0.display())))?;
     let file = File::open(from).map_err(failed(format!("open {}", from.display())))?;
-    let account = unpack(file, &partial.0).map_err(failed(format!("read {}", from.display())))?;
+    let account = unpack(file, Some(&partial.0)).map_err(failed(format!("read {}", from.display())))?;
     own(&partial.0.join(WORKSPACE)).map_err(failed("hand the workspace to its owner"))?;
     let events = {
         let store = Store::open_any(&partial.0.join(DATABASE)).map_err(broken)?;
@@ -303,8 +310,9 @@ pub async fn restore(from: &Path, data: &Path) -> Result<Summary, ServerError> {
     Ok(Summary { entries: account.entries, bytes: account.bytes, events, skipped: Vec::new() })
 }
 
-/// Unpacks an archive and checks it against its manifest.
-fn unpack(file: File, into: &Path) -> std::io::Result<Account> {
+/// Reads an archive, checks it against its manifest, and unpacks it if told
+/// where.
+fn unpack(file: File, into: Option<&Path>) -> std::io::Result<Account> {
     let invalid = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let mut archive = tar::Archive::new(std::io::BufReader::new(file));
     let mut account = Account::default();
@@ -330,7 +338,12 @@ fn unpack(file: File, into: &Path) -> std::io::Result<Account> {
         account.begin(kind, &path, size);
         let mode = entry.header().mode()?;
         match kind {
+            tar::EntryType::Regular if into.is_none() => {
+                let mut content = Exactly { inner: &mut entry, left: size, digest: &mut account.digest };
+                std::io::copy(&mut content, &mut std::io::sink())?;
+            }
             tar::EntryType::Regular => {
+                let into = into.unwrap_or(Path::new(""));
                 // Its folder is within, whatever links stand in the archive.
                 let folder = beneath(into, path.parent().unwrap_or(Path::new("")))?;
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -344,10 +357,12 @@ fn unpack(file: File, into: &Path) -> std::io::Result<Account> {
             tar::EntryType::Symlink => {
                 let target = entry.link_name()?.ok_or_else(|| invalid("a link without a target"))?.into_owned();
                 account.digest.update(target.as_os_str().as_bytes());
+                let Some(into) = into else { continue };
                 let folder = beneath(into, path.parent().unwrap_or(Path::new("")))?;
                 rustix::fs::symlinkat(target, &folder, path.file_name().unwrap_or_default())?;
             }
             tar::EntryType::Directory => {
+                let Some(into) = into else { continue };
                 let folder = beneath(into, &path)?;
                 rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode & 0o7777))?;
                 set_time(&folder, entry.header().mtime()?)?;

@@ -34,16 +34,28 @@ impl Sessions {
         let left = self.config.turn.time_ms.saturating_sub(driver.mark.at_ms);
         let mut overdue = Instant::now() + Duration::from_millis(left) + DEADLINE_PATIENCE;
         // Of one that was taken over, the spool may have grown unnoticed.
-        let mut grown = true;
+        let (mut grown, mut claimed) = (true, 0);
         loop {
             if std::mem::take(&mut grown) {
-                if reader.is_none() {
-                    reader = sandbox.folder.spool(&driver.turn, driver.mark.attempt, driver.mark.offset)?;
-                }
-                let copied = match &mut reader {
-                    Some(reader) => self.copy(driver, reader, Some(&mut sandbox)).await,
+                let opened = match reader {
+                    Some(_) => Ok(()),
+                    None => {
+                        let spool = sandbox.folder.spool(&driver.turn, driver.mark.attempt, driver.mark.offset);
+                        spool.map(|spool| reader = spool)
+                    }
+                };
+                let copied = match (opened, &mut reader) {
+                    (Err(error), _) => Err(CopyError::Other(error.into())),
+                    (_, Some(reader)) => self.copy(driver, reader, Some(&mut sandbox)).await,
                     // It begins with the first thing that happens.
-                    None => Ok(None),
+                    (_, None) => Ok(None),
+                };
+                let copied = match copied {
+                    // What the supervisor has written is there, or was changed.
+                    Ok(None) if claimed > driver.mark.offset => {
+                        Err(CopyError::Damaged(SpoolError::Damaged(driver.mark.offset)))
+                    }
+                    copied => copied,
                 };
                 match copied {
                     Ok(None) => {}
@@ -99,7 +111,10 @@ impl Sessions {
             };
             for signal in signals {
                 match signal {
-                    Signal::Spooled(to) => grown |= to.response_id == driver.turn && to.attempt == driver.mark.attempt,
+                    Signal::Spooled(to) if to.response_id == driver.turn && to.attempt == driver.mark.attempt => {
+                        (grown, claimed) = (true, claimed.max(to.offset));
+                    }
+                    Signal::Spooled(_) => {}
                     Signal::SpoolFailed { message } => {
                         let message = format!("the turn's spool cannot be written: {message}");
                         failed = Some(SessionError::new(ErrorCode::StorageFull, message));
@@ -157,8 +172,8 @@ impl Sessions {
         reader: &mut Reader,
         mut sandbox: Option<&mut Sandbox>,
     ) -> Result<Option<Copied>, CopyError> {
-        let mut items = Vec::new();
         loop {
+            let mut items = Vec::new();
             // A local file whose bytes were written a moment ago.
             let facts = reader.next_facts()?;
             if facts.is_empty() {
@@ -178,20 +193,16 @@ impl Sessions {
                         items.push(LogItem::Entry(entry));
                     }
                     Fact::Intent { calls } => items.push(LogItem::Intent(calls)),
-                    Fact::Ended { outcome, usage, output_text, sandbox_gone } => {
+                    Fact::Ended { seq, kind, data, outcome, usage, output_text, sandbox_gone } => {
+                        items.push(LogItem::Event(StoredEvent { seq, kind, data: data.into() }));
                         last = Some(Last::Ended { finish: self.finished(outcome, usage, output_text), sandbox_gone });
                     }
                     Fact::Lost { cause } => last = Some(Last::Lost { cause }),
                 }
             }
-            if last.is_none() && matches!(items.last(), Some(LogItem::Event(event)) if event.kind.is_terminal()) {
-                // How the turn ended comes right behind. The two are stored as
-                // one, so that nobody sees an ended turn that is still open.
-                continue;
-            }
             let to = Mark { offset: reader.offset(), at_ms, ..driver.mark };
             let next = items.iter().rev().find_map(LogItem::seq).map(|seq| seq + 1);
-            let append = Append::new(driver.turn.clone(), std::mem::take(&mut items), driver.mark.offset, to);
+            let append = Append::new(driver.turn.clone(), items, driver.mark.offset, to);
             if let Some(Last::Ended { finish, sandbox_gone }) = last {
                 let append = Box::new(append.finish(finish));
                 return Ok(Some(Copied::Ended { append, offset: to.offset, sandbox_gone }));

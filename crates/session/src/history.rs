@@ -138,7 +138,7 @@ impl Sessions {
         limit: usize,
     ) -> Result<Responses, SessionError> {
         self.find(id)?;
-        let from = after.map(Cursor::parse).transpose()?.map_or(0, |after| after.turn + 1);
+        let from = after.map(Cursor::parse).transpose()?.map_or(0, |after| after.turn.saturating_add(1));
         let mut turns = self.store.begun_turns(id, from, limit + 1).await?;
         let more = turns.len() > limit;
         turns.truncate(limit);

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use cloister_sandbox::files::View;
@@ -41,9 +42,10 @@ pub struct WayOut {
 /// How long a sandbox that was told to end may take.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// The link to a live sandbox. Dropping it ends the sandbox unless a turn
-/// runs in it.
+/// The link to a live sandbox. Dropping it ends the sandbox, unless the server
+/// has let everything go.
 pub(crate) struct Sandbox {
+    let_go: Arc<AtomicBool>,
     link: UnixStream,
     reader: FrameReader,
     /// Where its supervisor keeps the spools.
@@ -54,6 +56,17 @@ pub(crate) struct Sandbox {
     /// The spool of the turn that has just ended: turn, attempt, bytes.
     pub(crate) ended: Option<(ResponseId, u32, u64)>,
     _slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // A last resort: whoever ends one in order waits until it is gone.
+        if !self.let_go.load(Ordering::Acquire)
+            && let Ok(stop) = encode(&Command::Stop)
+        {
+            let _ = self.link.try_write(&stop);
+        }
+    }
 }
 
 impl Sandbox {
@@ -220,7 +233,8 @@ impl Sessions {
         let Known { view, slot, enforced } = known;
         session.set_enforced(Some(enforced));
         let (reader, idle_since) = (FrameReader::default(), Instant::now());
-        Ok(Sandbox { link, reader, folder, view, idle_since, ended: None, _slot: slot })
+        let let_go = self.closing_for_good.clone();
+        Ok(Sandbox { let_go, link, reader, folder, view, idle_since, ended: None, _slot: slot })
     }
 }
 

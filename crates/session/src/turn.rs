@@ -116,14 +116,29 @@ impl Sessions {
 
     /// One attempt after another, until one ends the turn.
     async fn attempts(&self, driver: &mut Driver, begin: Begin) -> Result<Box<Ending>, SessionError> {
-        let (items, mark) = self.store.log_of_open(&driver.turn).await?;
-        driver.mark = mark;
-        drop(items);
+        driver.mark = match self.store.log_of_open(&driver.turn).await {
+            Ok((_, mark)) => mark,
+            Err(error) => {
+                // Nothing may act for a turn that ends here.
+                if let Begin::Adopted(sandbox)
+                | Begin::Now { sandbox: Some(sandbox), .. }
+                | Begin::Waited { sandbox: Some(sandbox) } = begin
+                {
+                    sandbox.stop().await;
+                }
+                return Err(error.into());
+            }
+        };
         let mut barren = 0;
         let mut followed = match begin {
             Begin::Now { sandbox, slot, view } => self.launch_and_follow(driver, sandbox, slot, view).await?,
             Begin::Waited { sandbox } => {
-                self.say_started(driver).await?;
+                if let Err(error) = self.say_started(driver).await {
+                    if let Some(sandbox) = sandbox {
+                        sandbox.stop().await;
+                    }
+                    return Err(error);
+                }
                 let (sandbox, slot, view) = self.prepare(driver, sandbox).await?;
                 self.launch_and_follow(driver, sandbox, slot, view).await?
             }

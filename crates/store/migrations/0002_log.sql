@@ -18,6 +18,7 @@ CREATE TABLE turn (
     usage        TEXT NOT NULL DEFAULT '{}',
     error        TEXT,                    -- JSON of code and message
     completed_at REAL,
+    ended        REAL,                    -- the same moment on the clock of lives
     last_seq     INTEGER                  -- of the terminal event; null with an end: the log is damaged
 ) STRICT;
 CREATE INDEX turns_of_session ON turn (session, started);

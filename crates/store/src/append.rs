@@ -191,7 +191,7 @@ impl Append {
         let error = finish.error.as_ref().map(serde_json::to_string).transpose()?;
         let session: String = db
             .prepare_cached(
-                "UPDATE turn SET status = ?2, output_text = ?3, usage = ?4, error = ?5, completed_at = ?6, last_seq = ?7
+                "UPDATE turn SET status = ?2, output_text = ?3, usage = ?4, error = ?5, completed_at = ?6, last_seq = ?7, ended = ?8
                  WHERE key = ?1 RETURNING session",
             )?
             .query_row(
@@ -202,7 +202,8 @@ impl Append {
                     serde_json::to_string(&finish.usage)?,
                     error,
                     finish.now,
-                    last.map(u64::cast_signed)
+                    last.map(u64::cast_signed),
+                    finish.life
                 ],
                 |row| row.get(0),
             )?;

@@ -47,8 +47,8 @@ fn pack_the_log(db: &Connection) -> Result<()> {
         let open = status == "in_progress";
         let last = rows.iter().rev().find_map(|row| matches!(row, Row::Event(_)).then(|| row.seq().cast_signed()));
         let mut insert = db.prepare_cached(
-            "INSERT INTO turn (id, session, created_at, status, place, started, output_text, usage, error, completed_at, last_seq)
-             VALUES (?1, ?2, ?3, ?4, 0, (SELECT coalesce(max(started), 0) + 1 FROM turn WHERE session = ?2), ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO turn (id, session, created_at, status, place, started, output_text, usage, error, completed_at, ended, last_seq)
+             VALUES (?1, ?2, ?3, ?4, 0, (SELECT coalesce(max(started), 0) + 1 FROM turn WHERE session = ?2), ?5, ?6, ?7, ?8, ?8, ?9)",
         )?;
         let key = insert.insert(params![
             id.as_str(),

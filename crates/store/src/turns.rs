@@ -281,7 +281,7 @@ impl Store {
         self.read(move |db| {
             let mut statement = db.prepare_cached(
                 "SELECT * FROM turn WHERE session = ?1 AND status NOT IN ('in_progress', 'queued')
-                 ORDER BY completed_at DESC, key DESC LIMIT 1",
+                 ORDER BY ended DESC, key DESC LIMIT 1",
             )?;
             let mut rows = statement.query([session.as_str()])?;
             let last = rows.next()?.map(from_row).transpose()?;
@@ -299,7 +299,11 @@ impl Store {
     pub async fn begun_turns(&self, session: &SessionId, from: u64, limit: usize) -> Result<Vec<StoredTurn>> {
         let session = session.clone();
         self.turns("session = ?1 AND started >= ?2 ORDER BY started LIMIT ?3", move |statement| {
-            Ok(statement.query(params![session.as_str(), from.cast_signed(), limit.min(1 << 20) as i64])?)
+            Ok(statement.query(params![
+                session.as_str(),
+                i64::try_from(from).unwrap_or(i64::MAX),
+                limit.min(1 << 20) as i64
+            ])?)
         })
         .await
     }

@@ -294,8 +294,15 @@ pub enum Fact {
         /// Their ids.
         calls: Vec<String>,
     },
-    /// The turn's last fact, right after its terminal event.
+    /// The turn's last fact: its terminal event, and how it ended. One frame, so
+    /// that nothing can cut between the two.
     Ended {
+        /// The event's number.
+        seq: u64,
+        /// Its type.
+        kind: EventKind,
+        /// The data line.
+        data: String,
         /// How.
         outcome: Outcome,
         /// Tokens used.

@@ -16,7 +16,7 @@ fn cloister(stack: &Stack, data: &Path, arguments: &[&str]) -> Output {
 async fn a_backup_made_at_work_resumes_every_stream_identically() {
     let stack = Stack::start().await;
     let (done, open) = (stack.session().await, stack.session().await);
-    let finished = stack.play(&done, &[json!({"say": "kept"}), json!({"tool": "bash", "input": {"command": "echo x > file; ln -s file link; mkdir -p deep/er; echo y > deep/er/y; chmod 500 deep; mkfifo pipe"}})]).await;
+    let finished = stack.play(&done, &[json!({"say": "kept"}), json!({"tool": "bash", "input": {"command": "echo x > file; ln -s file link; ln -s d//./e odd; ln -s $(head -c 150 /dev/zero | tr '\\0' x) long; mkdir -p deep/er; echo y > deep/er/y; chmod 500 deep; mkfifo pipe"}})]).await;
     let lines = [
         json!({"tool": "bash", "input": {"command": "echo once >> effects"}}),
         json!({"say": "between"}),
@@ -57,8 +57,10 @@ async fn a_backup_made_at_work_resumes_every_stream_identically() {
         Turn::collect(second.client.events(&open, &stack_turn(&stack, &open).await, None).await.unwrap()).await;
     assert_eq!(resumed.events[..seen.len()], seen, "a prefix of what the first tenant's clients saw");
     assert_eq!((resumed.end(), resumed.of(EventKind::TurnResumed).len()), (EventKind::MessageCompleted, 1));
-    let (said, _) = second.bash(&done, "cat file link deep/er/y effects; stat -c %a deep; ls").await;
-    assert_eq!(said, "x\nx\ny\nonce\n500\ndeep\neffects\nfile\ngo\nlink\n");
+    let (said, _) = second
+        .bash(&done, "cat file link deep/er/y effects; readlink odd; readlink long | wc -c; stat -c %a deep; ls")
+        .await;
+    assert_eq!(said, "x\nx\ny\nonce\nd//./e\n151\n500\ndeep\neffects\nfile\ngo\nlink\nlong\nodd\n");
 }
 
 async fn stack_turn(stack: &Stack, session: &cloister_types::SessionId) -> cloister_types::ResponseId {

@@ -115,6 +115,12 @@ async fn results_and_transcripts_are_there_page_by_page_and_after_a_restart() {
         let answer = stack.raw("GET", &format!("/v1/sessions/{session}/messages?{bad}"), &[], b"").await;
         assert_eq!(answer.status, 400, "{bad}");
     }
+    for far in ["18446744073709551615.0", "9223372036854775808.0"] {
+        for list in ["messages", "responses"] {
+            let answer = stack.raw("GET", &format!("/v1/sessions/{session}/{list}?after={far}"), &[], b"").await;
+            assert_eq!((answer.status, &answer.json()["data"]), (200, &json!([])), "{list} {far}");
+        }
+    }
     // Another session's turn is none of this one's.
     let other = stack.session().await;
     let answer = stack.raw("GET", &format!("/v1/sessions/{other}/responses/{}", turns[0].id), &[], b"").await;

@@ -9,6 +9,7 @@ mod cancel;
 mod clock;
 mod commands;
 mod crash;
+mod damage;
 mod data;
 mod disk;
 mod files;

@@ -44,9 +44,11 @@ const CANCEL_GRACE: Duration = Duration::from_millis(700);
 /// How long an agent that hung up may take to be gone.
 const HANG_UP_GRACE: Duration = Duration::from_secs(1);
 /// How long a sandbox may take to be swept, before it is ended.
-const SWEEP_GRACE: Duration = Duration::from_secs(2);
+const SWEEP_GRACE: Duration = Duration::from_secs(5);
 /// How long the last words may take to reach the server.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How often it is looked whether the folder is still there, without a server.
+const LOOK: Duration = Duration::from_secs(1);
 /// Pieces of 64 KiB read from an agent before time and server are looked at.
 const READS: usize = 16;
 /// Pieces that may be left in the socket of an agent that has ended.
@@ -176,8 +178,12 @@ impl Supervisor {
             }
             let grace = work.cancelled.map(|at| at + CANCEL_GRACE);
             let swept = work.ending.as_ref().map(|ending| ending.since + SWEEP_GRACE);
-            let end = grace.into_iter().chain(swept).fold(work.deadline, Instant::min);
+            let end = if let Some(swept) = swept { swept } else { work.deadline };
+            let end = grace.map_or(end, |grace| grace.min(end));
             timeout = Some(end.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        }
+        if !self.link.is_attached() {
+            timeout = Some(timeout.map_or(LOOK, |timeout| timeout.min(LOOK)));
         }
         let timeout =
             timeout.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
@@ -248,6 +254,10 @@ impl Supervisor {
         if let Some(spooling) = self.spooling() {
             self.link.ring(spooling);
         }
+        if !attached && rustix::fs::fstat(&self.folder).is_ok_and(|folder| folder.st_nlink == 0) {
+            // Nobody will find us, or what we write.
+            self.dead = true;
+        }
         if !attached && self.work.is_none() {
             // What is left to say must outlast the machine as well.
             if let Some((_, spool)) = &self.ended {
@@ -262,8 +272,9 @@ impl Supervisor {
         let now = Instant::now();
         let over = if work.cancelled.is_some_and(|at| now >= at + CANCEL_GRACE) {
             self.finish(Outcome::Cancelled, Usage::default(), String::new(), true)
-        } else if work.ending.as_ref().is_some_and(|ending| now >= ending.since + SWEEP_GRACE) {
-            self.swept(true)
+        } else if let Some(ending) = &work.ending {
+            // It has said all it had to say, and may be gone already.
+            if now >= ending.since + SWEEP_GRACE { self.swept(true) } else { Ok(()) }
         } else if now >= work.deadline && work.agent_gone {
             self.lost("the agent hung up in the middle of the turn".into())
         } else if now >= work.deadline {

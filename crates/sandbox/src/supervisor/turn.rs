@@ -46,17 +46,22 @@ impl Turn {
         &self.id
     }
 
-    fn number(&mut self, kind: EventKind, data: Map<String, Value>) -> Fact {
+    fn number(&mut self, data: Map<String, Value>) -> (u64, String) {
         let seq = self.next;
         self.next += 1;
         let data = data_line(data, seq, self.scripted);
         self.bytes += data.len();
+        (seq, data)
+    }
+
+    fn fact(&mut self, kind: EventKind, data: Map<String, Value>) -> Fact {
+        let (seq, data) = self.number(data);
         Fact::Event { seq, kind, data }
     }
 
     fn close(&mut self, facts: &mut Vec<Fact>) {
         if let Some(stop) = self.open.take().and_then(EventKind::closed_by) {
-            facts.push(self.number(stop, Map::new()));
+            facts.push(self.fact(stop, Map::new()));
         }
     }
 
@@ -93,7 +98,7 @@ impl Turn {
             K::ToolUseExecuting => {}
             K::ToolResult | K::RetryScheduled | K::AttemptDiscarded => self.close(&mut facts),
         }
-        facts.push(self.number(kind, data));
+        facts.push(self.fact(kind, data));
         Ok(facts)
     }
 
@@ -121,8 +126,8 @@ impl Turn {
         let mut facts = Vec::new();
         self.close(&mut facts);
         let (kind, data) = terminal(&self.id, &outcome, &usage);
-        facts.push(self.number(kind, data));
-        facts.push(Fact::Ended { outcome, usage, output_text, sandbox_gone });
+        let (seq, data) = self.number(data);
+        facts.push(Fact::Ended { seq, kind, data, outcome, usage, output_text, sandbox_gone });
         facts
     }
 }
@@ -137,7 +142,7 @@ mod tests {
         facts
             .iter()
             .filter_map(|fact| match fact {
-                Fact::Event { seq, kind, .. } => Some((*seq, *kind)),
+                Fact::Event { seq, kind, .. } | Fact::Ended { seq, kind, .. } => Some((*seq, *kind)),
                 _ => None,
             })
             .collect()
