@@ -14,6 +14,12 @@ use crate::{Client, ClientError, Result};
 /// Attempts to reconnect in a row, and the pause before each.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
+/// Servers send a heartbeat every ten seconds; without one the connection is
+/// dead, whatever it looks like.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Orderly ends in a row without an event in between, after which there is
+/// nothing more to come.
+const ENDS: u32 = 2;
 
 /// An event of a turn.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +87,7 @@ impl Events {
     /// # Errors
     /// The server is gone for good, or the session is.
     pub async fn next(&mut self) -> Result<Option<Event>> {
-        let mut attempts = 0;
+        let (mut attempts, mut ends) = (0, 0);
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.last = Some(event.seq);
@@ -92,12 +98,18 @@ impl Events {
                 return Ok(None);
             }
             match &mut self.response {
-                Some(response) => match response.chunk().await {
-                    Ok(Some(bytes)) => self.take(&bytes)?,
+                Some(response) => match tokio::time::timeout(SILENCE, response.chunk()).await {
+                    Ok(Ok(Some(bytes))) => self.take(&bytes)?,
                     // An orderly end without a terminal event: either the
                     // cursor was past it, or the server is going down.
-                    Ok(None) if self.last.is_some() && attempts > 0 => return Ok(None),
-                    Ok(None) | Err(_) => self.response = None,
+                    Ok(Ok(None)) => {
+                        ends += 1;
+                        if self.last.is_some() && ends >= ENDS {
+                            return Ok(None);
+                        }
+                        self.response = None;
+                    }
+                    Ok(Err(_)) | Err(_) => self.response = None,
                 },
                 None => {
                     attempts += 1;
@@ -105,6 +117,12 @@ impl Events {
                     match self.client.open_events(&self.session, &self.turn, self.last).await {
                         Ok(response) => self.response = Some(response),
                         Err(ClientError::Unreachable { .. }) if attempts < ATTEMPTS => tokio::time::sleep(PAUSE).await,
+                        // It is starting, or stopping.
+                        Err(ClientError::Refused { status: 500.., code, .. })
+                            if code.retryable() && attempts < ATTEMPTS =>
+                        {
+                            tokio::time::sleep(PAUSE).await;
+                        }
                         Err(error) => return Err(error),
                     }
                 }

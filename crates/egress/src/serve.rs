@@ -88,8 +88,9 @@ fn listen(control: OwnedFd) -> mpsc::Receiver<(Order, Vec<OwnedFd>)> {
                 }
                 Ok(None) => break,
                 Err(error) => {
+                    // The server will start another that hears it.
                     tracing::error!(%error, "the control socket broke");
-                    break;
+                    std::process::exit(1);
                 }
             }
         }

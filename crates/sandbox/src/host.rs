@@ -197,9 +197,13 @@ impl Host {
     }
 
     /// Sends a request to the spawner, or to its successor if it has died.
-    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<u64, HostError> {
+    /// With `of`, only to the spawner of that generation.
+    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>], of: Option<u64>) -> Result<u64, HostError> {
         let mut state = self.lock();
         self.ensure(&mut state)?;
+        if of.is_some_and(|of| of != state.generation) {
+            return Err(std::io::Error::other("the spawner that built the view is gone").into());
+        }
         let running = state.running.as_ref().ok_or_else(|| std::io::Error::other("it was stopped"))?;
         protocol::send(&running.control, request, fds)?;
         Ok(state.generation)
@@ -224,7 +228,7 @@ impl Host {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))?;
         let request = Request::View { session: session.clone(), file_access: file_access.clone() };
-        let generation = self.ask(&request, &[theirs.as_fd()])?;
+        let generation = self.ask(&request, &[theirs.as_fd()], None)?;
         drop(theirs);
         let answer = protocol::receive(&ours).inspect_err(|error| self.give_up(error))?;
         match answer {
@@ -251,10 +255,12 @@ impl Host {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(folder.path(), flags, Mode::empty())?;
         let request = Request::Launch { session: session.clone(), launch, limits: *limits };
-        let answer = self.ask(&request, &[theirs.as_fd(), view.tree(), handle.as_fd()]).and_then(|_| {
-            drop(theirs);
-            Ok(first_signal(&ours).inspect_err(|error| self.give_up(error))?)
-        });
+        let answer = self
+            .ask(&request, &[theirs.as_fd(), view.tree(), handle.as_fd()], Some(view.generation()))
+            .and_then(|_| {
+                drop(theirs);
+                Ok(first_signal(&ours).inspect_err(|error| self.give_up(error))?)
+            });
         let refusal = match answer {
             Ok((Signal::Ready(enforced), fds)) => match <[OwnedFd; 2]>::try_from(fds) {
                 Ok([listener, lifeline]) => {

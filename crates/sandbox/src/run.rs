@@ -6,12 +6,14 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cloister_types::{ResponseId, SessionId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +28,10 @@ pub(crate) const ABOUT: &str = "about.json";
 pub(crate) const VERSION: u32 = 1;
 
 /// How long a killed process may take to be gone.
-pub(crate) const DYING: Duration = Duration::from_secs(10);
+const DYING: Duration = Duration::from_secs(10);
+
+/// How long a supervisor may take to answer. It has nothing else to do.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// This boot of the machine.
 pub(crate) fn boot_id() -> String {
@@ -152,9 +157,10 @@ impl RunFolder {
     #[must_use]
     pub fn make_sure_it_is_gone(&self) -> bool {
         match self.about() {
-            Some(about) if about.boot == boot_id() => about.supervisor.end(DYING) && about.init.end(DYING),
-            // It never stood, or the machine has been started since.
-            _ => true,
+            Some(about) if about.boot != boot_id() => true,
+            Some(about) => about.supervisor.end(DYING) && about.init.end(DYING),
+            // It never stood, or its description was lost.
+            None => end_listener(self),
         }
     }
 
@@ -169,4 +175,37 @@ impl RunFolder {
         std::fs::rename(&self.path, &aside)?;
         Ok(aside)
     }
+}
+
+/// Ends the process that listens in the folder, if one does, and its children;
+/// false if one does not go.
+fn end_listener(folder: &RunFolder) -> bool {
+    let link = match connect(folder.path()) {
+        Ok(link) => link,
+        // Nobody listens. Anything else says nothing about that.
+        Err(error) => {
+            return matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused);
+        }
+    };
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(&link) else { return false };
+    let pid = peer.pid.as_raw_nonzero().get();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    let processes = std::iter::once(pid).chain(children).filter_map(|pid| Process::of(pid).ok());
+    // All handles first: the children are gone soon after their parent.
+    let processes: Vec<Process> = processes.collect();
+    processes.into_iter().all(|process| process.end(DYING))
+}
+
+/// Connects to the socket in a folder whose path may be too long for an address.
+pub(crate) fn connect(folder: &Path) -> std::io::Result<UnixStream> {
+    use std::os::fd::AsRawFd;
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, rustix::fs::Mode::empty())?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))?;
+    // One that takes no more connections must not hold us up.
+    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(UnixStream::from(socket))
 }

@@ -16,8 +16,9 @@ use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 const HEAD: usize = 8;
-/// Longest frame: the largest fact, with its time.
-const MAX_FRAME: usize = MAX_FACT * 2;
+/// Longest frame: a largest fact of nothing but characters and numbers that
+/// take several times their room when they are written again.
+const MAX_FRAME: usize = MAX_FACT * 8;
 /// Bytes read at once.
 const PIECE: usize = 256 << 10;
 /// Stored bytes are given back to the file system in pieces of this.
@@ -53,6 +54,9 @@ fn encode(out: &mut Vec<u8>, offset: u64, spooled: &Spooled) -> std::io::Result<
     out.extend_from_slice(&[0; HEAD]);
     serde_json::to_writer(&mut *out, spooled)?;
     let length = out.len() - start - HEAD;
+    if length > MAX_FRAME {
+        return Err(std::io::Error::other("a fact of more bytes than a frame may have"));
+    }
     let crc = checksum(offset, &out[start + HEAD..]);
     out[start..start + 4].copy_from_slice(&(length as u32).to_be_bytes());
     out[start + 4..start + HEAD].copy_from_slice(&crc.to_be_bytes());

@@ -5,17 +5,13 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use cloister_types::SessionId;
 use cloister_types::link::{Command, Enforced, Signal, Spooling, encode};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::host::first_signal;
-use crate::run::{About, DYING, Process, RunFolder, SOCKET, VERSION, boot_id};
+use crate::run::{About, PATIENCE, RunFolder, VERSION, boot_id, connect};
 
-/// How long a supervisor may take to answer. It has nothing else to do.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Sandboxes asked at once.
 const SIDE_BY_SIDE: usize = 32;
 
@@ -88,7 +84,7 @@ fn look_after(folder: &RunFolder, boot: &str) -> Left {
         // It never stood, or its description was lost; whoever listens there
         // must not go on beside the next attempt.
         let session = folder.session();
-        return match (end_listener(folder), session) {
+        return match (folder.make_sure_it_is_gone(), session) {
             (false, Some(session)) => Left::Stuck { session },
             (_, session) => Left::Gone { session, folder: folder.clone() },
         };
@@ -105,20 +101,6 @@ fn look_after(folder: &RunFolder, boot: &str) -> Left {
     // It does not answer. Before anybody else works on its turn, it must be
     // gone for certain: it, and everything inside with its first process.
     if folder.make_sure_it_is_gone() { gone() } else { Left::Stuck { session: about.session.clone() } }
-}
-
-/// Ends the process that listens in the folder, if one does, and its children;
-/// false if one does not go.
-fn end_listener(folder: &RunFolder) -> bool {
-    let Ok(link) = connect(folder.path()) else { return true };
-    let Ok(peer) = rustix::net::sockopt::socket_peercred(&link) else { return true };
-    let pid = peer.pid.as_raw_nonzero().get();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
-    let processes = std::iter::once(pid).chain(children).filter_map(|pid| Process::of(pid).ok());
-    // All handles first: the children are gone soon after their parent.
-    let processes: Vec<Process> = processes.collect();
-    processes.into_iter().all(|process| process.end(DYING))
 }
 
 fn adopt(folder: &RunFolder, about: &About) -> std::io::Result<Standing> {
@@ -139,24 +121,4 @@ fn adopt(folder: &RunFolder, about: &About) -> std::io::Result<Standing> {
     link.set_write_timeout(None)?;
     let (session, folder) = (about.session.clone(), folder.clone());
     Ok(Standing { session, link, listener, lifeline, enforced, turn, folder })
-}
-
-/// Connects to the socket in a folder whose path may be too long for an address.
-fn connect(folder: &Path) -> std::io::Result<UnixStream> {
-    use std::os::fd::AsRawFd;
-    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-    let folder = rustix::fs::open(folder, flags, rustix::fs::Mode::empty())?;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))?;
-    // Its queue is full only while it is connected to by many at once.
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match rustix::net::connect(&socket, &address) {
-            Err(rustix::io::Errno::AGAIN) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
-            outcome => {
-                outcome?;
-                return Ok(UnixStream::from(socket));
-            }
-        }
-    }
 }

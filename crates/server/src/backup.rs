@@ -161,10 +161,9 @@ impl Writer {
             let folder = rustix::io::fcntl_dupfd_cloexec(&*folder, 0)?;
             if let Some(deeper) = self.entry(&folder, &name, &below)? {
                 // Each level holds a handle; nobody needs more levels.
-                if open.len() < 200 {
-                    open.push((rustix::fs::Dir::read_from(&deeper)?, deeper, below));
-                } else {
-                    self.skip(&below);
+                match rustix::fs::Dir::read_from(&deeper) {
+                    Ok(entries) if open.len() < 200 => open.push((entries, deeper, below)),
+                    _ => self.skip(&below),
                 }
             }
         }

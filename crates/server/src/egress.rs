@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloister_egress::control::{self, Order, Upstream};
 use cloister_session::{Gateway, WayOut};
@@ -16,6 +16,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 /// Between the death of a process and the start of the next.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long it may take to end with the sessions that it serves.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// The server's handle.
 pub(crate) struct Egress {
@@ -96,7 +99,13 @@ impl Egress {
         state.ways.clear();
         if let Some(mut child) = state.child.take() {
             drop(state);
-            let _ = child.wait();
+            let end = Instant::now() + GOODBYE;
+            while matches!(child.try_wait(), Ok(None)) {
+                if Instant::now() >= end {
+                    let _ = child.kill();
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 

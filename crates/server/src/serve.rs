@@ -66,6 +66,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     // Turns go on without us: whoever serves next takes them over.
     listen::serve(listener, acceptor, tenant.router.clone(), stop).await;
     tenant.let_go();
-    drop(lock);
+    // Held until this process has ended, and with it whatever still runs in it.
+    std::mem::forget(lock);
     Ok(())
 }

@@ -42,16 +42,20 @@ impl Sessions {
                 Left::Stuck { session } => remains.entry(session).or_default().stuck = true,
             }
         }
-        for turn in self.store.open_turns().await? {
+        let open = self.store.open_turns().await?;
+        // All before any is driven: one that waits may begin, and end, at once.
+        for turn in &open {
             let next = self.store.next_seq(&turn.id).await?.unwrap_or_default();
             self.feeds.open(&turn.id, next);
-            if turn.status == TurnStatus::InProgress {
-                let remains = remains.remove(&turn.session).unwrap_or_default();
-                self.take_up(turn, remains).await?;
-            } else if self.find(&turn.session).is_ok() {
-                self.begin_waiting(&turn.session).await?;
+        }
+        for turn in open.into_iter().filter(|turn| turn.status == TurnStatus::InProgress) {
+            let remains = remains.remove(&turn.session).unwrap_or_default();
+            let id = turn.id.clone();
+            if let Err(error) = self.take_up(turn, remains).await {
+                tracing::error!(turn = %id, %error, "a turn that cannot be taken up");
             }
         }
+        self.begin_all_waiting().await;
         // Nothing of what remains has a turn that is open.
         for remains in remains.into_values() {
             for standing in remains.standing {
@@ -115,6 +119,25 @@ impl Sessions {
         }
         self.drive(&session, &mut inner, turn.id, begin);
         Ok(())
+    }
+
+    /// Lets turns begin that wait for sessions in which none is open: those
+    /// that a server left, and those that a full disk kept.
+    pub(crate) async fn begin_all_waiting(self: &Arc<Self>) {
+        let open = match self.store.open_turns().await {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::error!(%error, "turns that wait cannot be listed");
+                return;
+            }
+        };
+        for turn in open.into_iter().filter(|turn| turn.status == TurnStatus::Queued) {
+            if self.find(&turn.session).is_ok()
+                && let Err(error) = self.begin_waiting(&turn.session).await
+            {
+                tracing::warn!(turn = %turn.id, %error, "a turn that waits cannot begin yet");
+            }
+        }
     }
 
     /// Lets a turn begin that waits for a session in which none is open.

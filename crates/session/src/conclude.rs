@@ -105,21 +105,8 @@ impl Sessions {
     ) {
         let mut said = false;
         loop {
-            let finish = self.finished(outcome.clone(), Usage::default(), String::new());
-            let append = match self.store.log_of_open(turn).await {
-                Ok((items, mark)) => {
-                    let items = Standing::read(&items).end(turn, outcome, scripted);
-                    Append::at(turn.clone(), items, mark).finish(finish)
-                }
-                Err(StoreError::Damaged(what)) => {
-                    // No event can be added to what cannot be read; the turn
-                    // ends all the same, and the damage is what it ends with.
-                    tracing::error!(%turn, what, "ALARM: a turn's log is damaged; it is kept as it is");
-                    let damaged = Outcome::Failed { code: ErrorCode::LogDamaged, message: what };
-                    let mark = Mark { attempt: 1, offset: 0, at_ms: 0 };
-                    let finish = self.finished(damaged, Usage::default(), String::new());
-                    Append::at(turn.clone(), Vec::new(), mark).finish(finish)
-                }
+            let append = match self.ending(turn, outcome, scripted).await {
+                Ok(append) => append,
                 Err(StoreError::Ended) => return,
                 Err(error) => {
                     tracing::error!(%turn, %error, "the log of a turn that is to be ended");
@@ -136,6 +123,32 @@ impl Sessions {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
+        }
+    }
+
+    /// What ends a turn as its log stands.
+    pub(crate) async fn ending(
+        &self,
+        turn: &ResponseId,
+        outcome: &Outcome,
+        scripted: bool,
+    ) -> Result<Append, StoreError> {
+        match self.store.log_of_open(turn).await {
+            Ok((items, mark)) => {
+                let items = Standing::read(&items).end(turn, outcome, scripted);
+                let finish = self.finished(outcome.clone(), Usage::default(), String::new());
+                Ok(Append::at(turn.clone(), items, mark).finish(finish))
+            }
+            Err(StoreError::Damaged(what)) => {
+                // No event can be added to what cannot be read; the turn ends
+                // all the same, and the damage is what it ends with.
+                tracing::error!(%turn, what, "ALARM: a turn's log is damaged; it is kept as it is");
+                let damaged = Outcome::Failed { code: ErrorCode::LogDamaged, message: what };
+                let mark = Mark { attempt: 1, offset: 0, at_ms: 0 };
+                let finish = self.finished(damaged, Usage::default(), String::new());
+                Ok(Append::at(turn.clone(), Vec::new(), mark).finish(finish))
+            }
+            Err(error) => Err(error),
         }
     }
 

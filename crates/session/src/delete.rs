@@ -7,7 +7,7 @@ use cloister_types::SessionId;
 
 use crate::SessionError;
 use crate::live::blocking;
-use crate::registry::{Session, Sessions, Stop};
+use crate::registry::{Inner, Session, Sessions, Stop};
 use crate::state::{Ask, State, Verdict};
 
 /// How long a cancelled turn may take to end before its session goes anyway.
@@ -22,15 +22,14 @@ impl Sessions {
     pub async fn delete(&self, id: &SessionId) -> Result<(), SessionError> {
         let session = self.find(id)?;
         let mut inner = session.inner.lock().await;
+        let before = inner.state.clone();
         if inner.state.ask(Ask::Destroy) != Verdict::Accepted {
             return Err(SessionError::no_session());
         }
-        // Whatever happens to us, nothing of it goes on.
-        if let Some(running) = inner.state.turn().cloned() {
-            self.store.note_cancel(&running).await?;
-        }
-        for waiting in self.store.waiting_turns(id).await? {
-            self.end_waiting(&session, &waiting.id).await?;
+        if let Err(error) = self.cancel_all(&session, &inner).await {
+            // It can be asked again; half gone it cannot stay.
+            inner.state = before;
+            return Err(error);
         }
         if let Some(stop) = &inner.stop {
             let _ = stop.send(Stop::Cancel);
@@ -41,8 +40,10 @@ impl Sessions {
             self.put_to_sleep(&session, sandbox).await;
         }
         if let Err(error) = self.store.delete_session(id, self.life()).await {
-            // It can be asked again; half gone it cannot stay.
-            session.inner.lock().await.state = State::Idle;
+            let mut inner = session.inner.lock().await;
+            if inner.state.turn().is_none() {
+                inner.state = State::Idle;
+            }
             return Err(error.into());
         }
         self.remove(id);
@@ -60,12 +61,34 @@ impl Sessions {
         Ok(())
     }
 
+    /// Notes, durably, that nothing of the session goes on whatever becomes of
+    /// us, and ends what waits.
+    async fn cancel_all(&self, session: &Session, inner: &Inner) -> Result<(), SessionError> {
+        if let Some(running) = inner.state.turn() {
+            self.store.note_cancel(running).await?;
+        }
+        for waiting in self.store.waiting_turns(&session.stored.id).await? {
+            self.end_waiting(session, &waiting.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no turn of the session runs, and none begins because
+    /// another has ended.
     pub(crate) async fn wait_until_idle(&self, session: &Session) {
-        let Some(turn) = session.inner.lock().await.state.turn().cloned() else { return };
-        let Some(mut head) = self.feeds.subscribe(&turn) else { return };
-        let done = async { while !head.borrow_and_update().done && head.changed().await.is_ok() {} };
-        if tokio::time::timeout(PATIENCE, done).await.is_err() {
-            tracing::error!(session = %session.stored.id, %turn, "the turn does not end");
+        let idle = async {
+            loop {
+                let running = session.inner.lock().await.state.turn().cloned();
+                let Some(turn) = running else { return };
+                let Some(mut head) = self.feeds.subscribe(&turn) else {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                };
+                while !head.borrow_and_update().done && head.changed().await.is_ok() {}
+            }
+        };
+        if tokio::time::timeout(PATIENCE, idle).await.is_err() {
+            tracing::error!(session = %session.stored.id, "a turn does not end");
         }
     }
 

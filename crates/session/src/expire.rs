@@ -37,6 +37,7 @@ impl Sessions {
                 self.tend(&session).await;
             }
             if count % PURGE_EVERY == 0 {
+                self.begin_all_waiting().await;
                 let life = self.life();
                 if let Err(error) = self.store.purge(life - READ_OUT, life).await {
                     tracing::warn!(%error, "purge");

@@ -33,7 +33,9 @@ impl Sessions {
         let mut failed = None;
         let left = self.config.turn.time_ms.saturating_sub(driver.mark.at_ms);
         let mut overdue = Instant::now() + Duration::from_millis(left) + DEADLINE_PATIENCE;
-        // Of one that was taken over, the spool may have grown unnoticed.
+        // Of one that was taken over, the spool may have grown unnoticed, and the
+        // supervisor may not know what the log holds.
+        let _ = sandbox.command(&driver.stored()).await;
         let (mut grown, mut claimed) = (true, 0);
         loop {
             if std::mem::take(&mut grown) {
@@ -214,10 +216,8 @@ impl Sessions {
                 self.feeds.advance(&driver.turn, Head { next, done: false });
             }
             if let Some(sandbox) = &mut sandbox {
-                let stored =
-                    Command::Stored { response_id: driver.turn.clone(), attempt: to.attempt, offset: to.offset };
                 // If the supervisor is gone, the next read says so.
-                let _ = sandbox.command(&stored).await;
+                let _ = sandbox.command(&driver.stored()).await;
             }
             if let Some(Last::Lost { cause }) = last {
                 return Ok(Some(Copied::Lost { cause }));

@@ -175,11 +175,13 @@ impl Sessions {
             }
         }
         let Some((_, session)) = oldest else { return false };
-        // Never waited for: its own message may want our place in turn.
-        let Some(sandbox) = session.inner.try_lock().ok().and_then(|mut inner| inner.sandbox.take()) else {
-            return true;
-        };
-        self.put_to_sleep(&session, sandbox).await;
+        // Never waited for: its own message may want our place in turn. Held to
+        // the end: that message must not find the old way out half closed.
+        if let Ok(mut inner) = session.inner.try_lock()
+            && let Some(sandbox) = inner.sandbox.take()
+        {
+            self.put_to_sleep(&session, sandbox).await;
+        }
         true
     }
 

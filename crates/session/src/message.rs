@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use cloister_sandbox::files::View;
-use cloister_store::{Accept, Acceptance, Append, Idempotency, LogItem};
+use cloister_store::{Accept, Acceptance, Idempotency, LogItem};
 use cloister_types::event::{EventKind, StoredEvent, data_line};
 use cloister_types::link::Outcome;
-use cloister_types::transcript::{Entry, Usage};
+use cloister_types::transcript::Entry;
 use cloister_types::wire::{CancelAnswer, OnBusy, TurnStatus};
 use cloister_types::{ErrorCode, ResponseId, SessionId};
 use serde_json::Value;
@@ -16,7 +16,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::feed::Head;
 use crate::live::Sandbox;
 use crate::registry::{Inner, Session, Sessions, Stop, random};
-use crate::resume::Standing;
 use crate::state::{Ask, Verdict};
 use crate::turn::Begin;
 use crate::{SessionError, clock};
@@ -214,11 +213,9 @@ impl Sessions {
     /// Ends a turn that waits. Called under its session's lock.
     pub(crate) async fn end_waiting(&self, session: &Session, turn: &ResponseId) -> Result<(), SessionError> {
         let scripted = self.config.model(&session.stored.model).is_some_and(|model| model.scripted);
-        let (items, mark) = self.store.log_of_open(turn).await?;
-        let items = Standing::read(&items).end(turn, &Outcome::Cancelled, scripted);
-        let next = items.iter().rev().find_map(LogItem::seq).map_or(0, |seq| seq + 1);
-        let finish = self.finished(Outcome::Cancelled, Usage::default(), String::new());
-        self.store.append(Append::at(turn.clone(), items, mark).finish(finish)).await?;
+        let append = self.ending(turn, &Outcome::Cancelled, scripted).await?;
+        self.store.append(append).await?;
+        let next = self.store.next_seq(turn).await?.unwrap_or_default();
         self.feeds.advance(turn, Head { next, done: true });
         Ok(())
     }

@@ -292,11 +292,16 @@ impl Sessions {
         Ok(())
     }
 
+    /// Does the server end everything that it started?
+    pub(crate) fn is_ending(&self) -> bool {
+        self.closing.load(Ordering::Acquire) && !self.closing_for_good.load(Ordering::Acquire)
+    }
+
     /// Takes no more work and leaves what runs to its supervisors: the next
     /// server takes it over.
     pub fn let_go(&self) {
-        self.closing.store(true, Ordering::Release);
         self.closing_for_good.store(true, Ordering::Release);
+        self.closing.store(true, Ordering::Release);
         self.host.let_go();
     }
 

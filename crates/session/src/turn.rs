@@ -23,6 +23,8 @@ use crate::{Model, SessionError};
 
 /// Attempts in a row that may be lost without having got anywhere.
 const BARREN: u32 = 5;
+/// Attempts of one turn, however far each of them got.
+const MOST_ATTEMPTS: u32 = 100;
 /// Before an attempt that follows a barren one.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -70,10 +72,36 @@ pub(crate) struct Driver {
     pub(crate) progress: u32,
 }
 
+impl Driver {
+    /// How far the log holds the spool, for the supervisor.
+    pub(crate) fn stored(&self) -> Command {
+        let Mark { attempt, offset, .. } = self.mark;
+        Command::Stored { response_id: self.turn.clone(), attempt, offset }
+    }
+}
+
+impl Begin {
+    /// Ends what it would have begun with: nothing may act for a turn that is
+    /// not gone on with.
+    async fn abandon(self) {
+        if let Self::Adopted(sandbox)
+        | Self::Now { sandbox: Some(sandbox), .. }
+        | Self::Waited { sandbox: Some(sandbox) } = self
+        {
+            sandbox.stop().await;
+        }
+    }
+}
+
 impl Sessions {
     /// Starts the driver of a turn that the state machine has let begin.
     pub(crate) fn drive(self: &Arc<Self>, session: &Arc<Session>, inner: &mut Inner, turn: ResponseId, begin: Begin) {
-        let (stop, stopped) = watch::channel(if inner.state.is_cancelling() { Stop::Cancel } else { Stop::No });
+        let wanted = match () {
+            () if self.is_ending() => Stop::Interrupt,
+            () if inner.state.is_cancelling() => Stop::Cancel,
+            () => Stop::No,
+        };
+        let (stop, stopped) = watch::channel(wanted);
         inner.stop = Some(stop);
         tokio::spawn(self.clone().run_turn(session.clone(), turn, begin, stopped));
     }
@@ -94,7 +122,10 @@ impl Sessions {
                     Driver { session: session.clone(), turn: turn.clone(), model, stopped, mark, progress: 0 };
                 self.attempts(&mut driver, begin).await
             }
-            None => Err(SessionError::model_gone(&session.stored.model)),
+            None => {
+                begin.abandon().await;
+                Err(SessionError::model_gone(&session.stored.model))
+            }
         };
         let outcome = match ended {
             Ok(ending) => {
@@ -119,16 +150,14 @@ impl Sessions {
         driver.mark = match self.store.log_of_open(&driver.turn).await {
             Ok((_, mark)) => mark,
             Err(error) => {
-                // Nothing may act for a turn that ends here.
-                if let Begin::Adopted(sandbox)
-                | Begin::Now { sandbox: Some(sandbox), .. }
-                | Begin::Waited { sandbox: Some(sandbox) } = begin
-                {
-                    sandbox.stop().await;
-                }
+                begin.abandon().await;
                 return Err(error.into());
             }
         };
+        if *driver.stopped.borrow() == Stop::Interrupt {
+            begin.abandon().await;
+            return Err(SessionError::interrupted());
+        }
         let mut barren = 0;
         let mut followed = match begin {
             Begin::Now { sandbox, slot, view } => self.launch_and_follow(driver, sandbox, slot, view).await?,
@@ -161,6 +190,10 @@ impl Sessions {
                 Stop::Interrupt => return Err(SessionError::interrupted()),
             }
             barren = if driver.progress > 0 { 0 } else { barren + 1 };
+            if driver.mark.attempt >= MOST_ATTEMPTS {
+                let message = format!("the agent was lost {MOST_ATTEMPTS} times: {cause}");
+                return Err(SessionError::new(ErrorCode::AgentDied, message));
+            }
             if barren >= BARREN {
                 let message = format!("the agent was lost {BARREN} times without getting anywhere: {cause}");
                 return Err(SessionError::new(ErrorCode::AgentDied, message));
@@ -222,9 +255,15 @@ impl Sessions {
             Some(stale) => self.put_to_sleep(&driver.session, stale).await,
             None => {}
         }
+        let slot = self.slot_in_time(driver).await?;
+        Ok((None, Some(slot), view))
+    }
+
+    /// A place for a sandbox, waited for.
+    async fn slot_in_time(&self, driver: &mut Driver) -> Result<OwnedSemaphorePermit, SessionError> {
         loop {
             match self.slot().await {
-                Ok(slot) => return Ok((None, Some(slot), view)),
+                Ok(slot) => return Ok(slot),
                 Err(_) => {
                     let stopped = driver.stopped.wait_for(|stop| *stop != Stop::No);
                     if let Ok(Ok(stop)) = tokio::time::timeout(PAUSE, stopped).await.map(|stop| stop.map(|stop| *stop))
@@ -279,19 +318,21 @@ impl Sessions {
     ) -> Result<Sandbox, SessionError> {
         let (mut slot, mut view) = (slot, Some(view));
         for tries in 1.. {
+            let slot = match slot.take() {
+                Some(slot) => slot,
+                None => self.slot_in_time(driver).await?,
+            };
             let launched = async {
                 let view = match view.take() {
                     Some(view) => view,
                     None => self.view(&driver.session, true).await?,
                 };
-                let slot = match slot.take() {
-                    Some(slot) => slot,
-                    None => self.slot().await?,
-                };
                 self.launch(&driver.session, view, slot).await
             };
+            // A spawner that is killed under a launch makes it look refused.
+            let passing = |code| matches!(code, ErrorCode::Unavailable | ErrorCode::SandboxUnavailable);
             match launched.await {
-                Err(error) if error.code == ErrorCode::Unavailable && tries < BARREN => {
+                Err(error) if passing(error.code) && tries < BARREN => {
                     tracing::warn!(session = %driver.session.stored.id, %error, "trying again");
                     tokio::time::sleep(PAUSE * tries).await;
                 }

@@ -9,7 +9,7 @@ use cloister_types::transcript::Usage;
 use cloister_types::wire::{ErrorBody, TurnStatus};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::live::Lives;
+use crate::live::{Live, Lives};
 use crate::row::{Chunk, LogItem, Mark, Row};
 use crate::{Result, Store, StoreError, log};
 
@@ -115,7 +115,7 @@ impl Append {
             return Err(StoreError::Stale);
         }
         let db = batch.db;
-        let (mut rows, chunk, closed) = {
+        let (rows, chunk, closed) = {
             let state = live.lock();
             if let Some(damage) = &state.damage {
                 // Nothing may be added to what cannot be trusted; but the turn ends.
@@ -141,8 +141,25 @@ impl Append {
                 if chunk.is_some() { state.rows.iter().map(|(id, _)| *id).collect() } else { Vec::new() };
             (rows, chunk, closed)
         };
+        // From here on it touches the database: what fails fails the batch.
+        let whole = |error| match error {
+            StoreError::Damaged(what) => StoreError::Broken(what),
+            error => error,
+        };
+        self.write(batch, &live, rows, chunk, &closed).map_err(whole)
+    }
+
+    fn write(
+        &self,
+        batch: &mut Batch<'_>,
+        live: &Live,
+        mut rows: Vec<Row>,
+        chunk: Option<Chunk>,
+        closed: &[i64],
+    ) -> Result<Staged> {
+        let db = batch.db;
         if let Some(chunk) = &chunk {
-            log::close(db, live.key, chunk, &closed)?;
+            log::close(db, live.key, chunk, closed)?;
         }
         let last = rows.last().map(Row::seq);
         if self.finish.is_some() {
@@ -179,7 +196,9 @@ impl Append {
         let terminal = |row: &Row| matches!(row, Row::Event(event) if event.kind.is_terminal());
         let last_is_terminal = rows.last().is_some_and(terminal);
         if self.finish.is_some() != last_is_terminal || rows.iter().filter(|row| terminal(row)).count() > 1 {
-            return Err(StoreError::Broken("a turn ends with its one terminal event".into()));
+            // A mistake of ours, and of this append alone.
+            tracing::error!(turn = %self.turn, "a turn ends with its one terminal event");
+            return Err(StoreError::Stale);
         }
         Ok(rows)
     }

@@ -177,7 +177,7 @@ impl Store {
             return Err(StoreError::Damaged(damage));
         }
         let State { rows, first, mark, .. } = state;
-        self.read(move |db| {
+        let read = self.read(move |db| {
             let (mut events, mut rest) = (Vec::new(), Vec::new());
             for chunk in chunks(db, key, 0)? {
                 let chunk = chunk?;
@@ -194,8 +194,13 @@ impl Store {
                 }
             }
             Ok((merge(events, rest)?, mark))
-        })
-        .await
+        });
+        let outcome = read.await;
+        if let Err(StoreError::Damaged(what)) = &outcome {
+            // Nothing is added to it from now on.
+            live.lock().damage.get_or_insert_with(|| what.clone());
+        }
+        outcome
     }
 
     /// The conversation of a session as far as its turns have ended, in the

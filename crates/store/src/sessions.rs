@@ -149,14 +149,17 @@ impl Store {
     /// The store's.
     pub async fn purge(&self, deleted_before: f64, life: f64) -> Result<()> {
         self.write_essential(move |db| {
+            const OVER: &str = "status NOT IN ('in_progress', 'queued')";
             const GONE: &str = "SELECT id FROM session WHERE deleted_at < ?1";
             for table in ["log", "chunk"] {
                 db.execute(
-                    &format!("DELETE FROM {table} WHERE turn IN (SELECT key FROM turn WHERE session IN ({GONE}))"),
+                    &format!(
+                        "DELETE FROM {table} WHERE turn IN (SELECT key FROM turn WHERE session IN ({GONE}) AND {OVER})"
+                    ),
                     [deleted_before],
                 )?;
             }
-            db.execute(&format!("DELETE FROM turn WHERE session IN ({GONE})"), [deleted_before])?;
+            db.execute(&format!("DELETE FROM turn WHERE session IN ({GONE}) AND {OVER}"), [deleted_before])?;
             db.execute("DELETE FROM session WHERE deleted_at < ?1", [deleted_before])?;
             db.execute("DELETE FROM idempotency WHERE expires_at < ?1", [life])?;
             Ok(())

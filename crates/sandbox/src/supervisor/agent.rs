@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use cloister_types::ErrorCode;
 use cloister_types::link::{Fact, FromAgent, MAX_FACT, Outcome, Spooling, ToAgent, TurnStart};
-use cloister_types::transcript::Usage;
+use cloister_types::transcript::{Entry, Usage};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::channel::{Channel, Closed};
@@ -66,7 +66,9 @@ impl Supervisor {
     /// Takes up to `reads` pieces from the agent and acts on whole frames.
     pub(super) fn hear_agent(&mut self, reads: usize) -> Result<(), Over> {
         let Some(work) = &mut self.work else { return Ok(()) };
-        let mut more = work.agent.flush().is_ok() && work.ending.is_none();
+        // One that does not listen may still have something to say.
+        let _ = work.agent.flush();
+        let mut more = work.ending.is_none();
         for _ in 0..reads {
             if !more {
                 break;
@@ -90,6 +92,7 @@ impl Supervisor {
             Err(End::Announced(ending)) => self.sweep(ending),
             Err(End::Over(code, message)) => self.fail(code, message),
             Err(End::Lost(cause)) => self.lost(cause),
+            Err(End::Spool(error)) => Err(self.spool_failed(&error)),
         }
     }
 
@@ -102,6 +105,8 @@ impl Supervisor {
                 Ok(Some(FromAgent::Event { kind, data })) => {
                     facts.extend(work.turn.event(kind, data).map_err(flooded)?);
                 }
+                // Messages come from clients alone.
+                Ok(Some(FromAgent::Entry(Entry::User { .. }))) => {}
                 Ok(Some(FromAgent::Entry(entry))) => {
                     let reached = work.count(&entry);
                     facts.push(work.turn.entry(entry).map_err(flooded)?);
@@ -111,9 +116,10 @@ impl Supervisor {
                 }
                 Ok(Some(FromAgent::Intent { calls })) => facts.push(work.turn.intent(calls).map_err(flooded)?),
                 Ok(Some(FromAgent::Await { ticket })) => {
+                    work.turn.question().map_err(flooded)?;
                     // What comes before it is written first.
                     let at_ms = work.at_ms();
-                    work.spool.append(at_ms, std::mem::take(facts)).map_err(|error| End::Lost(error.to_string()))?;
+                    work.spool.append(at_ms, std::mem::take(facts)).map_err(End::Spool)?;
                     work.wait_for(ticket);
                 }
                 Ok(Some(FromAgent::End { outcome, usage, output_text })) => {
@@ -184,6 +190,8 @@ enum End {
     Announced(Ending),
     /// The turn ends here.
     Over(ErrorCode, String),
+    /// The spool takes no more.
+    Spool(std::io::Error),
     /// The agent cannot be gone on with.
     Lost(String),
 }

@@ -64,7 +64,11 @@ impl Channel {
                 Ok(sent) => drop(self.unsent.drain(..sent)),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                Err(_) => return Err(Closed),
+                Err(_) => {
+                    // What nobody will read must not keep us awake.
+                    self.unsent.clear();
+                    return Err(Closed);
+                }
             }
         }
         Ok(())

@@ -138,7 +138,7 @@ impl Link {
 
     fn welcome(&mut self, welcome: bool, turn: Option<Spooling>) {
         let Server::Greeting(channel) = std::mem::replace(&mut self.server, Server::Detached) else { return };
-        self.said = turn.clone();
+        self.said = None;
         let standing = Signal::Standing { enforced: self.enforced.clone(), turn };
         if welcome && let Ok(lifeline) = hand_over(channel.fd(), &standing, &self.model) {
             self.lifeline = lifeline;

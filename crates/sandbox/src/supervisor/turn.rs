@@ -23,6 +23,9 @@ const MAX_TURN_BYTES: usize = 256 << 20;
 /// What any frame costs besides its data, kept or dropped.
 const FRAME_BYTES: usize = 256;
 
+/// What a call costs in memory besides its name.
+const CALL_BYTES: usize = 64;
+
 /// The agent produced more than a turn may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooMuch;
@@ -112,9 +115,15 @@ impl Turn {
         Ok(Fact::Entry(entry))
     }
 
+    /// A question to be answered once something is on disk.
+    pub(crate) fn question(&mut self) -> Result<(), TooMuch> {
+        self.bytes += FRAME_BYTES;
+        if self.bytes > MAX_TURN_BYTES { Err(TooMuch) } else { Ok(()) }
+    }
+
     /// Calls that are about to start.
     pub(crate) fn intent(&mut self, calls: Vec<String>) -> Result<Fact, TooMuch> {
-        self.bytes += FRAME_BYTES + calls.iter().map(String::len).sum::<usize>();
+        self.bytes += FRAME_BYTES + calls.iter().map(|call| call.len() + CALL_BYTES).sum::<usize>();
         if self.bytes > MAX_TURN_BYTES {
             return Err(TooMuch);
         }
