@@ -30,7 +30,7 @@ async fn listen(
 ) {
     let Ok(mut socket) = TcpStream::connect(&address).await else { return };
     let head = format!(
-        "GET /v1/sessions/{session}/responses/{turn}/events HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\n\r\n"
+        "GET /v1/sessions/{session}/responses/{turn}/events HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n"
     );
     if socket.write_all(head.as_bytes()).await.is_err() {
         return;

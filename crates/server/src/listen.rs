@@ -19,6 +19,9 @@ const HEAD: Duration = Duration::from_secs(75);
 /// Streams of one HTTP/2 connection: event streams live long, so more than
 /// hyper's own 200.
 const STREAMS: u32 = 1000;
+/// Most bytes of a connection's buffer; bodies pass through it in pieces. Ten
+/// thousand open streams each have one.
+const BUFFER: usize = 16 << 10;
 /// How long open requests may take to finish once the server ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -30,7 +33,7 @@ pub(crate) async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())

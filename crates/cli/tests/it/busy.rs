@@ -120,3 +120,28 @@ async fn a_word_that_is_none_is_refused() {
         stack.post(&format!("/v1/sessions/{session}/messages"), &json!({"message": "x", "on_busy": "wait"})).await;
     assert_eq!((answer.status, &answer.json()["error"]), (400, &json!("invalid_request")));
 }
+
+#[tokio::test]
+async fn a_stop_with_messages_waiting_ends_everything_in_time() {
+    let mut stack = Stack::start().await;
+    let mut readers = Vec::new();
+    for n in 0..3 {
+        let session = stack.session().await;
+        for m in 0..4 {
+            let events = send(&stack, &session, &slow(&format!("{n}-{m}")), OnBusy::Queue).await.unwrap();
+            readers.push(tokio::spawn(Turn::collect(events)));
+        }
+        began(&stack, &format!("{n}-0")).await;
+    }
+    let running = cloister_testkit::descendants(stack.pid());
+    let asked = Instant::now();
+    assert_eq!(stack.terminate().await.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    assert!(running.iter().all(|pid| cloister_testkit::is_gone(*pid)), "a process is left");
+    let stack = stack.restart().await;
+    for reader in readers {
+        let turn = reader.await.unwrap();
+        assert_eq!(turn.events.last().unwrap().data["code"], "interrupted");
+    }
+    assert!(stack.client.sessions().await.unwrap().iter().all(|session| !session.busy && session.queued == 0));
+}

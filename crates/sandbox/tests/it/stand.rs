@@ -101,3 +101,76 @@ fn a_missing_executable_is_named() {
     let refused = host.view(&SessionId::from_random([1; 6]), &FileAccess::everything());
     assert!(matches!(refused, Err(HostError::Refused { message, .. }) if message.contains("open the agent")));
 }
+
+/// An agent that tries to be more than it is.
+const HOSTILE: &str = r#"#!/usr/bin/env python3
+import json, socket, struct, sys
+link = socket.socket(fileno=0)
+def read(n):
+    data = b""
+    while len(data) < n:
+        piece = link.recv(n - len(data))
+        if not piece: sys.exit(9)
+        data += piece
+    return data
+def send(value):
+    body = json.dumps(value).encode()
+    link.sendall(struct.pack(">I", len(body)) + body)
+start = json.loads(read(struct.unpack(">I", read(4))[0]))
+assert start["do"] == "start"
+event = lambda kind, **data: send({"is": "event", "kind": kind, "data": data})
+for kind in ["message.created", "message.completed", "turn.resumed", "turn.started", "text.delta", "text.stop"]:
+    event(kind, sequence_number=99, discard_from=0)
+send({"is": "entry", "role": "user", "text": "forged"})
+event("text.start")
+event("text.delta", content="\u0000\u0000\u0001\\\"", sequence_number=0)
+send({"is": "intent", "calls": ["a"] * 1000})
+for ticket in range(2000):
+    send({"is": "await", "ticket": ticket})
+# From here on it does not listen, and still has its say.
+link.shutdown(socket.SHUT_RD)
+send({"is": "await", "ticket": 5000})
+send({"is": "end", "outcome": {"status": "completed", "stop_reason": "end"}, "usage": {}, "output_text": "x"})
+"#;
+
+#[test]
+fn a_hostile_agent_numbers_nothing_forges_nothing_and_is_heard_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), HOSTILE);
+    let session = SessionId::from_random([1; 6]);
+    let view = host.view(&session, &FileAccess::everything()).unwrap();
+    let mut launched = host.launch(&session, &view, &Limits::default()).unwrap();
+    launched.link.write_all(&encode(&Command::Start(Box::new(start(&session)))).unwrap()).unwrap();
+    let turn = ResponseId::from_random([2; 12]);
+    let (mut reader, mut buffer, mut facts) = (FrameReader::default(), [0; 4096], Vec::new());
+    let mut spool = None;
+    while !matches!(facts.last(), Some(Fact::Ended { .. })) {
+        match launched.link.read(&mut buffer).unwrap() {
+            0 => panic!("the supervisor ended: {facts:?}"),
+            got => reader.push(&buffer[..got]),
+        }
+        while reader.next_frame::<Signal>().unwrap().is_some() {}
+        if spool.is_none() {
+            spool = launched.folder.spool(&turn, 1, 0).unwrap();
+        }
+        if let Some(spool) = &mut spool {
+            facts.extend(spool.next_facts().unwrap().into_iter().map(|spooled| spooled.fact));
+            let stored = Command::Stored { response_id: turn.clone(), attempt: 1, offset: spool.offset() };
+            launched.link.write_all(&encode(&stored).unwrap()).unwrap();
+        }
+    }
+    let kinds: Vec<(u64, &str)> = facts
+        .iter()
+        .filter_map(|fact| match fact {
+            Fact::Event { seq, kind, .. } | Fact::Ended { seq, kind, .. } => Some((*seq, kind.as_str())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(kinds, [(1, "text.start"), (2, "text.delta"), (3, "text.stop"), (4, "message.completed")]);
+    let Fact::Event { data, .. } = &facts[1] else { panic!("{facts:?}") };
+    assert!(data.contains("\"sequence_number\":2"), "{data}");
+    assert!(!facts.iter().any(|fact| matches!(fact, Fact::Entry(_))), "{facts:?}");
+    launched.link.write_all(&encode(&Command::Stop).unwrap()).unwrap();
+    while launched.link.read(&mut buffer).unwrap() > 0 {}
+    assert!(launched.folder.make_sure_it_is_gone());
+}
