@@ -95,3 +95,66 @@ fn due(session: &StoredSession, rested: f64, busy: bool, idle: Duration, life: f
         (_, _, true) => Some("idle"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cloister_store::Life;
+    use cloister_types::SessionId;
+    use cloister_types::scope::FileAccess;
+    use proptest::prelude::*;
+
+    const IDLE: f64 = 300.0;
+
+    fn session(ttl: Option<u64>, persistent: bool, born: f64) -> StoredSession {
+        StoredSession {
+            id: SessionId::from_random([1; 6]),
+            created_at: 0.0,
+            last_activity: 0.0,
+            life: Life { born, active: born, rested: born },
+            persistent,
+            ttl,
+            metadata: Default::default(),
+            file_access: FileAccess::everything(),
+            model: "m".into(),
+            context: String::new(),
+        }
+    }
+
+    proptest! {
+        // Against the words of the contract, read off the history: turns that
+        // begin and end as time passes.
+        #[test]
+        fn a_session_goes_when_its_time_is_over_and_not_before(
+            ttl in proptest::option::of(1..2000u64),
+            persistent: bool,
+            steps in proptest::collection::vec((0..200u32, any::<bool>()), 1..40),
+        ) {
+            let born = 5000.0;
+            let stored = session(ttl, persistent, born);
+            let (mut now, mut busy, mut rested) = (born, false, born);
+            for (pass, toggle) in steps {
+                now += f64::from(pass);
+                let age = now - born;
+                let want = if busy {
+                    None
+                } else if ttl.is_some_and(|ttl| age >= ttl as f64) {
+                    Some("ttl")
+                } else if !persistent && now - rested >= IDLE {
+                    Some("idle")
+                } else {
+                    None
+                };
+                prop_assert_eq!(due(&stored, rested, busy, Duration::from_secs_f64(IDLE), now), want);
+                prop_assert_eq!(is_over_age(&stored, now), ttl.is_some_and(|ttl| age >= ttl as f64));
+                if want.is_some() {
+                    break;
+                }
+                if toggle {
+                    if busy { rested = now; }
+                    busy = !busy;
+                }
+            }
+        }
+    }
+}

@@ -20,6 +20,7 @@ mod idempotency;
 mod leftovers;
 mod lifecycle;
 mod limits;
+mod model;
 mod power;
 mod probes;
 mod providers;
