@@ -17,7 +17,7 @@ cargo xtask <command>
   test      everything that CI runs: format, lints, tidy, docs, all tests
   tidy      layers, licences, duplicate versions, file heads and sizes
   openapi   write openapi/v1.json and docs/api.md from the source
-  bench     measure; figures for docs/performance.md
+  bench     measure; figures for docs/performance.md; bench append, say, for one program
 ";
 
 fn main() -> ExitCode {
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Some("test") => test::run(),
         Some("tidy") => tidy::run(),
         Some("openapi") => docs::write(),
-        Some("bench") => bench::run(),
+        Some("bench") => bench::run(arguments.get(1).map(String::as_str)),
         _ => {
             print!("{HELP}");
             return ExitCode::from(2);
