@@ -113,7 +113,10 @@ async fn accept(session: Arc<Session>, listener: OwnedFd, lifeline: OwnedFd) {
     // Connections end with this task: a detached session calls nothing more.
     let mut connections = JoinSet::new();
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let slot = tokio::select! {
+            Ok(slot) = slots.clone().acquire_owned() => slot,
+            () = &mut over => break,
+        };
         let socket = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,

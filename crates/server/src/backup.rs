@@ -275,10 +275,15 @@ pub fn backup(data: &Path, to: &Path) -> Result<Summary, ServerError> {
     let written = File::open(&partial.0).and_then(|file| unpack(file, None));
     written.map_err(failed("read the backup that was just written"))?;
     std::fs::rename(&partial.0, to).map_err(failed(format!("name {}", to.display())))?;
-    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(failed("make the backup's name durable"))?;
+    sync_name(to)?;
     Ok(Summary { entries, bytes, events: 0, skipped })
+}
+
+/// Makes a name that was just given durable.
+fn sync_name(path: &Path) -> Result<(), ServerError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(failed(format!("sync {}", folder.display())))
 }
 
 /// Restores a backup into a data directory that does not exist yet, or is
@@ -306,6 +311,7 @@ pub async fn restore(from: &Path, data: &Path) -> Result<Summary, ServerError> {
     rustix::fs::sync();
     let _ = std::fs::remove_dir(&data);
     std::fs::rename(&partial.0, &data).map_err(failed(format!("name {}", data.display())))?;
+    sync_name(&data)?;
     Ok(Summary { entries: account.entries, bytes: account.bytes, events, skipped: Vec::new() })
 }
 

@@ -61,8 +61,12 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
     let url = format!("http://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
     let serving = async {
         let ready = json!({"url": url, "key": key.reveal()}).to_string();
-        for path in options.ready_file.iter().chain([&options.data.join(CLIENT_FILE)]) {
+        if let Some(path) = &options.ready_file {
             write_private(path, ready.as_bytes()).map_err(ServerError::start(format!("write {}", path.display())))?;
+        }
+        if let Err(error) = write_private(&options.data.join(CLIENT_FILE), ready.as_bytes()) {
+            // Clients on this machine must be told where the server is.
+            tracing::error!(%error, "{CLIENT_FILE} cannot be written");
         }
         announce(&url, key.reveal());
         listen::serve(listener, None, tenant.router.clone(), async {
@@ -86,12 +90,20 @@ async fn scripted_provider(
     config: &mut Config,
     data: &std::path::Path,
 ) -> Result<tokio::task::JoinHandle<()>, ServerError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| ServerError::Start(error.to_string()))?;
-    let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let key_file =
         std::path::absolute(data.join("scripted-key")).map_err(ServerError::start("find the data directory"))?;
-    write_private(&key_file, key.as_bytes()).map_err(ServerError::start("write the scripted provider's key"))?;
+    // Kept over restarts: turns that are taken over go on with it.
+    let key = match std::fs::read_to_string(&key_file) {
+        Ok(key) if key.len() == 32 => key,
+        _ => {
+            let mut random = [0; 16];
+            getrandom::fill(&mut random).map_err(|error| ServerError::Start(error.to_string()))?;
+            let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+            write_private(&key_file, key.as_bytes())
+                .map_err(ServerError::start("write the scripted provider's key"))?;
+            key
+        }
+    };
     let listener =
         TcpListener::bind(("127.0.0.1", 0)).await.map_err(ServerError::start("start the scripted provider"))?;
     let address = listener.local_addr().map_err(ServerError::start("start the scripted provider"))?;

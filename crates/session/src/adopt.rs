@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cloister_sandbox::host::{Left, Standing};
 use cloister_sandbox::run::RunFolder;
 use cloister_store::StoredTurn;
-use cloister_types::link::{Command, encode};
+use cloister_types::link::{Command, Outcome, encode};
 use cloister_types::wire::TurnStatus;
 use cloister_types::{ErrorCode, SessionId};
 
@@ -81,6 +81,9 @@ impl Sessions {
                 for standing in remains.standing {
                     dismiss(standing).await;
                 }
+                remains.gone.iter().for_each(RunFolder::remove);
+                let ending = self.ending(&turn.id, &Outcome::Cancelled, false).await?;
+                self.store.append(ending).await?;
                 return Ok(());
             }
         };
@@ -89,17 +92,21 @@ impl Sessions {
             let fits = standing.turn.as_ref().is_some_and(|at| at.response_id == turn.id && at.attempt == turn.attempt);
             if fits && begin.is_none() {
                 tracing::info!(session = %turn.session, turn = %turn.id, "a running turn is taken over");
-                begin = Some(Begin::Adopted(self.take_over(&session, standing)?));
+                begin = Some(match self.take_over(&session, standing) {
+                    Ok(sandbox) => Begin::Adopted(sandbox),
+                    Err(error) => Begin::Lost(error),
+                });
             } else {
                 dismiss(standing).await;
             }
         }
         let mut of_turn = None;
         for folder in remains.gone {
-            if folder.spool(&turn.id, turn.attempt, 0)?.is_some() {
-                of_turn = Some(folder);
-            } else {
-                folder.remove();
+            match folder.spool(&turn.id, turn.attempt, 0) {
+                Ok(Some(_)) => of_turn = Some(folder),
+                Ok(None) => folder.remove(),
+                // What it holds may be what the log lacks.
+                Err(error) => begin = Some(Begin::Lost(error.into())),
             }
         }
         let begin = begin.unwrap_or_else(|| {

@@ -73,7 +73,10 @@ impl LifeClock {
             start.life = noted.life_at(&start);
         }
         let clock = Self { start };
-        clock.note(store).await?;
+        if let Err(error) = clock.note(store).await {
+            // A full disk keeps nobody out; the last note stands.
+            tracing::warn!(%error, "clock not noted");
+        }
         Ok(clock)
     }
 

@@ -75,6 +75,13 @@ impl Sessions {
             return Err(error.into());
         }
         self.insert(session.clone());
+        if self.is_ending() {
+            // It came between the end of all others and its own beginning.
+            if let Some(sandbox) = session.inner.lock().await.sandbox.take() {
+                self.put_to_sleep(&session, sandbox).await;
+            }
+            self.check_open()?;
+        }
         self.record(&session).await
     }
 }

@@ -41,9 +41,10 @@ impl Sessions {
         }
         if let Err(error) = self.store.delete_session(id, self.life()).await {
             let mut inner = session.inner.lock().await;
-            if inner.state.turn().is_none() {
-                inner.state = State::Idle;
-            }
+            inner.state = match inner.state.turn().cloned() {
+                Some(turn) => State::Working { turn, cancelling: true },
+                None => State::Idle,
+            };
             return Err(error.into());
         }
         self.remove(id);

@@ -118,6 +118,7 @@ impl Sessions {
                     }
                     Signal::Spooled(_) => {}
                     Signal::SpoolFailed { message } => {
+                        self.store.note_full();
                         let message = format!("the turn's spool cannot be written: {message}");
                         failed = Some(SessionError::new(ErrorCode::StorageFull, message));
                     }

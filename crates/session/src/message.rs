@@ -128,7 +128,10 @@ impl Sessions {
                 inner.state = next;
                 self.drive(&session, &mut inner, turn.clone(), Begin::Now { sandbox, slot, view });
             }
-            (Acceptance::Waiting, _) => {
+            (Acceptance::Waiting, ready) => {
+                if let Some(Ready { sandbox, .. }) = ready {
+                    inner.sandbox = sandbox;
+                }
                 if message.on_busy == OnBusy::Interrupt
                     && let Some(running) = inner.state.turn().cloned()
                 {

@@ -294,7 +294,15 @@ impl Sessions {
             let message = format!("the turn reached its time limit of {seconds} s");
             return Err(SessionError::new(ErrorCode::TimeLimit, message));
         }
-        let command = self.start_command(driver, left).await?;
+        let command = match self.start_command(driver, left).await {
+            Ok(command) => command,
+            Err(error) => {
+                if let Some(sandbox) = sandbox {
+                    sandbox.stop().await;
+                }
+                return Err(error);
+            }
+        };
         if let Some(mut sandbox) = sandbox {
             if !sandbox.is_closed() && sandbox.send(&command).await.is_ok() {
                 return self.follow(driver, sandbox).await;

@@ -151,6 +151,12 @@ impl Store {
         Ok(())
     }
 
+    /// Somebody else has found the disk full: the reserve is given up, so that
+    /// what runs can be ended, and nothing new begins.
+    pub fn note_full(&self) {
+        self.inner.reserve.release();
+    }
+
     /// Is there room for new work? Tries to get the reserve back if it had to
     /// be given up.
     pub async fn has_room(&self) -> bool {

@@ -105,7 +105,7 @@ pub enum Acceptance {
 }
 
 fn from_row(row: &Row<'_>) -> Result<StoredTurn> {
-    let broken = |what: &str| StoreError::Broken(format!("a turn's {what} is unreadable"));
+    let broken = |what: &str| StoreError::Damaged(format!("a turn's {what} is unreadable"));
     Ok(StoredTurn {
         id: row.get::<_, String>("id")?.parse().map_err(|_| broken("id"))?,
         session: row.get::<_, String>("session")?.parse().map_err(|_| broken("session"))?,
@@ -115,8 +115,11 @@ fn from_row(row: &Row<'_>) -> Result<StoredTurn> {
         cancelling: row.get("cancelling")?,
         status: TurnStatus::parse(&row.get::<_, String>("status")?).ok_or_else(|| broken("status"))?,
         output_text: row.get("output_text")?,
-        usage: serde_json::from_str(&row.get::<_, String>("usage")?)?,
-        error: row.get::<_, Option<String>>("error")?.map(|text| serde_json::from_str(&text)).transpose()?,
+        usage: serde_json::from_str(&row.get::<_, String>("usage")?).map_err(|_| broken("usage"))?,
+        error: row
+            .get::<_, Option<String>>("error")?
+            .map(|text| serde_json::from_str(&text).map_err(|_| broken("error")))
+            .transpose()?,
         completed_at: row.get("completed_at")?,
     })
 }

@@ -138,7 +138,9 @@ pub(super) async fn cancel(
     State(api): State<Arc<Api>>,
     Path((id, rid)): Path<(String, String)>,
 ) -> Answer<(StatusCode, Json<CancelAnswer>)> {
-    let answer = api.sessions.cancel(&session_id(&id)?, &response_id(&rid)?).await?;
+    let (id, rid) = (session_id(&id)?, response_id(&rid)?);
+    let sessions = api.sessions.clone();
+    let answer = unhurried(async move { sessions.cancel(&id, &rid).await }).await?;
     let status = if answer.status == "cancelling" { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Json(answer)))
 }

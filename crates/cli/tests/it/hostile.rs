@@ -187,3 +187,55 @@ async fn a_client_that_hangs_up_leaves_nothing_half_done() {
     let stack = stack.restart().await;
     assert!(stack.client.sessions().await.unwrap().is_empty(), "a ghost came back");
 }
+
+#[tokio::test]
+async fn clients_that_hang_up_while_they_cancel_leave_no_stream_without_an_end() {
+    use cloister_types::wire::{OnBusy, SendMessage};
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    let slow = [json!({"tool": "bash", "input": {"command": "while [ ! -e go ]; do sleep 0.02; done"}})];
+    let running = stack.client.message(&session, &script(&slow), None).await.unwrap();
+    let mut waiting = Vec::new();
+    for n in 0..12 {
+        let message = SendMessage { message: script(&[json!({"say": format!("{n}")})]), on_busy: OnBusy::Queue };
+        waiting.push(stack.client.send_message(&session, &message, None).await.unwrap());
+    }
+    let host = stack.url.trim_start_matches("http://").to_owned();
+    for (n, events) in waiting.iter().enumerate() {
+        let mut socket = tokio::net::TcpStream::connect(&host).await.unwrap();
+        let head = format!(
+            "POST /v1/sessions/{session}/responses/{}/cancel HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {}\r\ncontent-length: 0\r\n\r\n",
+            events.turn(),
+            stack.key
+        );
+        tokio::io::AsyncWriteExt::write_all(&mut socket, head.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_micros(300 * n as u64)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    std::fs::write(stack.workspace().join("go"), "").unwrap();
+    for events in waiting.into_iter().chain([running]) {
+        let turn = tokio::time::timeout(Duration::from_secs(10), cloister_testkit::Turn::collect(events));
+        assert!(turn.await.expect("it ends").end().is_terminal());
+    }
+}
+
+#[tokio::test]
+async fn a_stop_in_the_middle_of_creations_ends_in_time_and_leaves_nothing() {
+    for wait in [2, 5, 9] {
+        let mut stack = Stack::start().await;
+        let mut asked = Vec::new();
+        for _ in 0..3 {
+            let client = stack.client.clone();
+            asked.push(tokio::spawn(async move { client.create(&Default::default()).await.map(drop) }));
+        }
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        let began = std::time::Instant::now();
+        assert_eq!(stack.terminate().await.code(), Some(0));
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        for ask in asked {
+            let _ = ask.await.unwrap();
+        }
+        let left = std::fs::read_dir(stack.folder().join("data/run")).unwrap().count();
+        assert_eq!(left, 0, "stopped after {wait} ms");
+    }
+}
