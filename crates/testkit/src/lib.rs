@@ -7,8 +7,10 @@ mod processes;
 mod provider;
 mod raw;
 mod stack;
+mod wait;
 
 pub use processes::{Processes, Sandbox, children, descendants, is_gone};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};
 pub use stack::{As, Options, Stack, Turn, freeze, kill, script, thaw};
+pub use wait::until;

@@ -2,19 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use cloister_testkit::{Options, Stack, Turn, children, is_gone, script};
+use cloister_testkit::{Options, Stack, Turn, children, is_gone, script, until};
 use cloister_types::event::EventKind;
 use serde_json::json;
 
 use crate::crash::Scripted;
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(15), "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 async fn serve(provider: &Scripted, more: &str) -> Stack {
     Stack::with(Options { serve: true, config: Some(provider.config(more)), ..Options::default() }).await

@@ -248,10 +248,10 @@ async fn the_agent_may_die_at_every_event() {
 }
 
 /// A small generator with a seed that a failure can be repeated with.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, most: u64) -> u64 {
+    pub(crate) fn below(&mut self, most: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -1,22 +1,13 @@
 //! Files of the data directory that are cut, changed or lost under a turn.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use cloister_testkit::{Options, Stack, Turn, is_gone, script};
+use cloister_testkit::{Options, Stack, Turn, is_gone, script, until};
 use cloister_types::event::EventKind;
 use cloister_types::{ResponseId, SessionId};
 use serde_json::json;
 
 use crate::crash::Scripted;
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(15), "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// A server, killed while a turn of it is at its second tool, which waits for
 /// the file `go`.

@@ -11,18 +11,7 @@ use cloister_types::wire::{OnBusy, SendMessage};
 use cloister_types::{ErrorCode, ResponseId, SessionId};
 use serde_json::json;
 
-use crate::crash::Scripted;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % most
-    }
-}
+use crate::crash::{Random, Scripted};
 
 /// What is known of a turn from outside.
 #[derive(Debug, Default)]

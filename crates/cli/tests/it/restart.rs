@@ -2,17 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use cloister_testkit::{Options, Stack, Turn, descendants, freeze, is_gone, kill, script, thaw};
+use cloister_testkit::{Options, Stack, Turn, descendants, freeze, is_gone, kill, script, thaw, until};
 use cloister_types::event::EventKind;
 use serde_json::{Value, json};
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 #[tokio::test]
 async fn sigterm_to_dev_ends_everything_with_status_0_and_a_terminal_event() {
