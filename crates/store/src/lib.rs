@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OpenFlags};
+use tokio::sync::Semaphore;
 
 pub use append::{Append, Finish};
 pub use row::{LogItem, Mark};
@@ -83,6 +84,8 @@ impl From<serde_json::Error> for StoreError {
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
+/// Reads at once: each has a connection with a cache of its own, and a thread.
+const READERS: usize = 8;
 /// How long to wait for another process's transaction: `cloister key new` and
 /// `cloister backup` work beside a server.
 const BUSY: std::time::Duration = std::time::Duration::from_secs(10);
@@ -99,6 +102,7 @@ struct Inner {
     lives: Arc<Lives>,
     reserve: Arc<Reserve>,
     readers: Mutex<Vec<Connection>>,
+    reading: Semaphore,
 }
 
 impl Store {
@@ -135,7 +139,16 @@ impl Store {
         let reserve = Arc::new(Reserve::take(path));
         let checkpointer = Checkpointer::start(path)?;
         let writer = Writer::start(connection, lives.clone(), reserve.clone(), checkpointer)?;
-        Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), writer, lives, reserve, readers: Mutex::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path: path.to_owned(),
+                writer,
+                lives,
+                reserve,
+                readers: Mutex::default(),
+                reading: Semaphore::new(READERS),
+            }),
+        })
     }
 
     /// Writes a consistent copy of the store, as of one moment, to a file that
@@ -190,6 +203,7 @@ impl Store {
         query: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.inner.clone();
+        let _turn = self.inner.reading.acquire().await.map_err(|error| StoreError::Broken(error.to_string()))?;
         let task = tokio::task::spawn_blocking(move || {
             let pooled = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let connection = match pooled {
