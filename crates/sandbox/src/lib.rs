@@ -23,6 +23,7 @@ pub mod spool;
 pub mod view;
 
 mod cgroup;
+mod extent;
 mod init;
 mod launch;
 mod supervisor;

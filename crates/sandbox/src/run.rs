@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+use crate::extent;
 use crate::spool::Reader;
 
 /// The socket's name in the folder.
@@ -144,6 +145,15 @@ impl RunFolder {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Bytes that the spool of a turn has had, as far as this boot of the
+    /// machine knows: if it ends before, somebody has cut or deleted it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn written(&self, turn: &ResponseId, attempt: u32) -> std::io::Result<u64> {
+        extent::read(&self.path, &spool_name(turn, attempt))
     }
 
     /// Removes the folder: its sandbox is gone and the log holds the rest.

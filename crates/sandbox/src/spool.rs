@@ -15,6 +15,8 @@ use cloister_types::link::{Fact, MAX_FACT, Spooled};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::extent::Extent;
+
 const HEAD: usize = 8;
 /// Longest frame: a largest fact of nothing but characters and numbers that
 /// take several times their room when they are written again.
@@ -30,6 +32,14 @@ pub enum SpoolError {
     /// It was changed after it was written.
     #[error("the spool is damaged at byte {0}, with whole frames behind it")]
     Damaged(u64),
+    /// It was cut, or deleted.
+    #[error("the spool ends at byte {at}, and {written} bytes were written")]
+    Short {
+        /// Where it ends.
+        at: u64,
+        /// How long it has been.
+        written: u64,
+    },
     /// The system's words.
     #[error("spool: {0}")]
     Io(#[from] std::io::Error),
@@ -93,6 +103,7 @@ fn look(bytes: &[u8], offset: u64) -> Found {
 /// The writing side.
 pub(crate) struct Spool {
     file: OwnedFd,
+    extent: Extent,
     offset: u64,
     stored: u64,
     given_back: u64,
@@ -100,11 +111,12 @@ pub(crate) struct Spool {
 
 impl Spool {
     /// Makes the file, anew.
-    pub(crate) fn create(folder: impl AsFd, name: &str) -> rustix::io::Result<Self> {
+    pub(crate) fn create(folder: impl AsFd, name: &str) -> std::io::Result<Self> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))?;
-        Ok(Self { file, offset: 0, stored: 0, given_back: 0 })
+        let file = rustix::fs::openat(&folder, name, flags, Mode::from_raw_mode(0o600))?;
+        let extent = Extent::create(folder, name)?;
+        Ok(Self { file, extent, offset: 0, stored: 0, given_back: 0 })
     }
 
     /// Bytes written so far.
@@ -134,15 +146,21 @@ impl Spool {
             match rustix::io::write(&self.file, rest) {
                 Ok(written) => rest = &rest[written..],
                 Err(Errno::INTR) => {}
-                Err(errno) => {
-                    // Half a frame must not stand in the way of the end.
-                    let _ = rustix::fs::ftruncate(&self.file, self.offset);
-                    return Err(errno.into());
-                }
+                Err(errno) => return self.take_back(errno.into()),
             }
         }
-        self.offset += bytes.len() as u64;
+        let end = self.offset + bytes.len() as u64;
+        if let Err(error) = self.extent.note(end) {
+            return self.take_back(error);
+        }
+        self.offset = end;
         Ok(())
+    }
+
+    /// Half an append must not stand in the way of the end.
+    fn take_back(&self, error: std::io::Error) -> std::io::Result<()> {
+        let _ = rustix::fs::ftruncate(&self.file, self.offset);
+        Err(error)
     }
 
     /// Waits until everything is on the disk.

@@ -102,9 +102,9 @@ impl Sessions {
         }
         let mut of_turn = None;
         for folder in remains.gone {
-            match folder.spool(&turn.id, turn.attempt, 0) {
-                Ok(Some(_)) => of_turn = Some(folder),
-                Ok(None) => folder.remove(),
+            match holds_spool(&folder, &turn) {
+                Ok(true) => of_turn = Some(folder),
+                Ok(false) => folder.remove(),
                 // What it holds may be what the log lacks.
                 Err(error) => begin = Some(Begin::Lost(error.into())),
             }
@@ -159,6 +159,11 @@ impl Sessions {
         }
         Ok(())
     }
+}
+
+/// Is or was the spool of the turn's present attempt in there?
+fn holds_spool(folder: &RunFolder, turn: &StoredTurn) -> std::io::Result<bool> {
+    Ok(folder.spool(&turn.id, turn.attempt, 0)?.is_some() || folder.written(&turn.id, turn.attempt)? > 0)
 }
 
 /// Ends a sandbox that nobody needs.

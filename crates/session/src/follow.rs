@@ -54,9 +54,7 @@ impl Sessions {
                 };
                 let copied = match copied {
                     // What the supervisor has written is there, or was changed.
-                    Ok(None) if claimed > driver.mark.offset => {
-                        Err(CopyError::Damaged(SpoolError::Damaged(driver.mark.offset)))
-                    }
+                    Ok(None) => driver.reaches(claimed).map(|()| None),
                     copied => copied,
                 };
                 match copied {
@@ -151,6 +149,13 @@ impl Sessions {
             Some(mut reader) => self.copy(driver, &mut reader, None).await,
             None => Ok(None),
         };
+        let copied = match copied {
+            Ok(None) => {
+                let written = folder.written(&driver.turn, driver.mark.attempt)?;
+                driver.reaches(written).map(|()| None)
+            }
+            copied => copied,
+        };
         let followed = match copied {
             Ok(Some(Copied::Ended { append, .. })) => {
                 Followed::Ended(Box::new(Ending { append: *append, sandbox: None, folder: Some(folder.clone()) }))
@@ -227,6 +232,16 @@ impl Sessions {
     }
 }
 
+impl Driver {
+    /// Nothing more is in the spool: is that all that was written to it?
+    fn reaches(&self, written: u64) -> Result<(), CopyError> {
+        match self.mark.offset {
+            at if at < written => Err(CopyError::Damaged(SpoolError::Short { at, written })),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The last fact of an attempt.
 enum Last {
     Ended { finish: Finish, sandbox_gone: bool },
@@ -248,7 +263,7 @@ enum CopyError {
 impl From<SpoolError> for CopyError {
     fn from(error: SpoolError) -> Self {
         match error {
-            SpoolError::Damaged(_) => Self::Damaged(error),
+            SpoolError::Damaged(_) | SpoolError::Short { .. } => Self::Damaged(error),
             SpoolError::Io(error) => Self::Other(error.into()),
         }
     }

@@ -1,6 +1,6 @@
 //! Files of the data directory that are cut, changed or lost under a turn.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cloister_testkit::{Options, Stack, Turn, is_gone, script, until};
 use cloister_types::event::EventKind;
@@ -40,40 +40,54 @@ fn effects(stack: &Stack) -> String {
     std::fs::read_to_string(stack.workspace().join("effects")).unwrap()
 }
 
+fn spool(stack: &Stack, turn: &ResponseId) -> PathBuf {
+    run_folder(stack).join(format!("{turn}.1"))
+}
+
+/// Cuts the end off a file.
+fn cut(path: &Path, bytes: u64) {
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - bytes).unwrap();
+}
+
 #[tokio::test]
-async fn a_spool_that_a_death_cut_anywhere_loses_no_finished_tool() {
+async fn a_spool_that_a_power_cut_left_anywhere_loses_no_finished_tool() {
     // Where in its last frames it is cut makes no difference.
-    for cut in [1, 40, 400] {
+    for lost in [1, 40, 400] {
         let provider = Scripted::start().await;
         let (stack, session, turn) = killed(&provider).await;
         let sandbox = stack.processes().sandbox(session.as_str()).unwrap();
         std::fs::write(stack.workspace().join("go"), "").unwrap();
         until("the turn ends by itself", || is_gone(sandbox.supervisor)).await;
-        let spool = run_folder(&stack).join(format!("{turn}.1"));
-        let length = std::fs::metadata(&spool).unwrap().len();
-        std::fs::OpenOptions::new().write(true).open(&spool).unwrap().set_len(length - cut).unwrap();
+        cut(&spool(&stack, &turn), lost);
+        // What is said of its length is of the boot before.
+        let length = spool(&stack, &turn).with_extension("1.length");
+        let said = std::fs::read_to_string(&length).unwrap();
+        std::fs::write(&length, format!("before{}", &said[said.find(' ').unwrap()..])).unwrap();
         let stack = stack.restart().await;
         let whole = Turn::collect(stack.client.events(&session, &turn, None).await.unwrap()).await;
-        assert_eq!((whole.end(), whole.text().as_str()), (EventKind::MessageCompleted, "end"), "cut {cut}");
-        assert_eq!(effects(&stack), "one\ntwo\nthree\n", "cut {cut}: no tool ran twice");
+        assert_eq!((whole.end(), whole.text().as_str()), (EventKind::MessageCompleted, "end"), "cut {lost}");
+        assert_eq!(effects(&stack), "one\ntwo\nthree\n", "cut {lost}: no tool ran twice");
         assert_eq!(whole.of(EventKind::ToolResult).len(), 3);
     }
 }
 
 #[tokio::test]
 async fn a_spool_that_is_not_what_its_supervisor_wrote_ends_the_turn_by_name() {
-    for damage in ["cut", "lost", "changed"] {
+    // While the supervisor lives, and once it has ended the turn.
+    for (damage, ended) in [("cut", false), ("lost", false), ("changed", false), ("cut", true), ("lost", true)] {
         let provider = Scripted::start().await;
         let (stack, session, turn) = killed(&provider).await;
         let sandbox = stack.processes().sandbox(session.as_str()).unwrap();
-        let spool = run_folder(&stack).join(format!("{turn}.1"));
-        // Something has been written that the server has not seen.
-        let before = std::fs::metadata(&spool).unwrap().len();
-        // The supervisor that lives knows what it has written.
         let go = stack.workspace().join("go");
+        if ended {
+            std::fs::write(&go, "").unwrap();
+            until("the turn ends by itself", || is_gone(sandbox.supervisor)).await;
+        }
+        let spool = spool(&stack, &turn);
         match damage {
             "lost" => std::fs::remove_file(&spool).unwrap(),
-            "cut" => std::fs::OpenOptions::new().write(true).open(&spool).unwrap().set_len(before / 2).unwrap(),
+            "cut" => cut(&spool, std::fs::metadata(&spool).unwrap().len() / 2),
             _ => {
                 let mut bytes = std::fs::read(&spool).unwrap();
                 bytes.extend(b"garbage");
@@ -83,14 +97,12 @@ async fn a_spool_that_is_not_what_its_supervisor_wrote_ends_the_turn_by_name() {
         let stack = stack.restart().await;
         std::fs::write(&go, "").unwrap();
         let response = stack.client.response(&session, &turn, 20).await.unwrap();
-        // A turn that had ended meanwhile left a spool that nobody can read on
-        // from; one that had not is ended.
         let code = response.error.map(|error| error.error.as_str());
-        assert!(matches!(code, Some("log_damaged")) || response.status.as_str() == "completed", "{damage}: {code:?}");
+        assert_eq!(code, Some("log_damaged"), "{damage}, {ended}");
         until("nothing of it is at work", || is_gone(sandbox.supervisor) && is_gone(sandbox.init)).await;
         let effects = effects(&stack);
         for name in ["one", "two", "three"] {
-            assert!(effects.lines().filter(|line| *line == name).count() <= 1, "{damage}: {effects}");
+            assert!(effects.lines().filter(|line| *line == name).count() <= 1, "{damage}, {ended}: {effects}");
         }
         assert_eq!(stack.bash(&session, "echo on").await.0, "on\n");
     }

@@ -23,8 +23,8 @@ impl Supervisor {
         let name = spool_name(&start.response_id, start.attempt);
         let spool = match Spool::create(&self.folder, &name) {
             Ok(spool) => spool,
-            Err(errno) => {
-                let Over = self.spool_failed(&errno.into());
+            Err(error) => {
+                let Over = self.spool_failed(&error);
                 return;
             }
         };

@@ -32,6 +32,7 @@ use self::channel::Closed;
 use self::server::{Link, listen, send_with};
 use self::work::{Ending, Work};
 use crate::cgroup::SessionGroups;
+use crate::extent;
 use crate::init;
 use crate::launch::{Refused, Sandbox};
 use crate::run::{About, Process, VERSION, boot_id, spool_name};
@@ -235,7 +236,10 @@ impl Supervisor {
         }
         if self.ended.as_ref().is_some_and(|(spooling, _)| fits(spooling) && offset >= spooling.offset) {
             self.ended = None;
-            let _ = rustix::fs::unlinkat(&self.folder, spool_name(turn, attempt), AtFlags::empty());
+            let spool = spool_name(turn, attempt);
+            for name in [&spool, &extent::name(&spool)] {
+                let _ = rustix::fs::unlinkat(&self.folder, name, AtFlags::empty());
+            }
         }
     }
 
