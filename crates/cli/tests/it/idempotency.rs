@@ -1,5 +1,9 @@
 //! Idempotency keys.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
 use cloister_testkit::{Stack, script};
 use serde_json::json;
 
@@ -64,4 +68,58 @@ async fn a_busy_session_replays_its_own_key_and_refuses_the_rest() {
     assert_eq!((busy.status, busy.json()["error"].as_str()), (409, Some("session_busy")));
     assert_eq!(replay.text(), first.text());
     assert_eq!(free.status, 200, "the turn had ended when the replay did, so this one is accepted");
+}
+
+/// Sends a request and kills the server so much later: true if no byte of an
+/// answer had come.
+async fn killed_after(stack: &mut Stack, wait: Duration, path: &str, key: &str, body: &str) -> bool {
+    let mut socket = TcpStream::connect(stack.url.trim_start_matches("http://")).unwrap();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nidempotency-key: {key}\r\ncontent-length: {}\r\n\r\n{body}",
+        stack.key,
+        body.len()
+    );
+    let server = stack.pid();
+    let silent = tokio::task::spawn_blocking(move || {
+        socket.write_all(request.as_bytes()).unwrap();
+        let began = Instant::now();
+        while began.elapsed() < wait {
+            std::hint::spin_loop();
+        }
+        cloister_testkit::kill(server);
+        !matches!(socket.read(&mut [0; 1]), Ok(1..))
+    });
+    let silent = silent.await.unwrap();
+    stack.kill().await;
+    silent
+}
+
+#[tokio::test]
+async fn a_server_killed_between_accepting_and_answering_has_accepted_once() {
+    let mut stack = Stack::start().await;
+    // Closes in on the moment between the two.
+    let (mut wait, mut step) = (Duration::from_millis(4), Duration::from_millis(2));
+    for round in 0..100 {
+        let (session, key) = (stack.session().await, format!("key-{round}"));
+        let path = format!("/v1/sessions/{session}/messages");
+        let command = format!("echo {key} >> .memory/count");
+        let body = json!({"message": script(&[json!({"tool": "bash", "input": {"command": command}})])}).to_string();
+        let silent = killed_after(&mut stack, wait, &path, &key, &body).await;
+        stack = stack.restart().await;
+        let there = stack.raw("GET", &format!("/v1/sessions/{session}/responses"), &[], b"").await.json();
+        let again = stack.raw("POST", &path, &[("idempotency-key", &key)], body.as_bytes()).await;
+        assert!(again.text().contains("message.completed"), "{}", again.text());
+        let accepted = there["data"][0]["id"].as_str();
+        assert!(accepted.is_none_or(|accepted| again.headers["x-response-id"] == accepted));
+        assert!(accepted.is_some() || silent, "what is answered is accepted");
+        let counted = std::fs::read_to_string(stack.workspace().join(".memory/count")).unwrap();
+        assert_eq!(counted.matches(&format!("{key}\n")).count(), 1, "{counted}");
+        match (accepted, silent) {
+            (None, _) => wait += step,
+            (Some(_), false) => wait = wait.saturating_sub(step),
+            (Some(_), true) => return,
+        }
+        step = (step / 2).max(Duration::from_micros(100));
+    }
+    panic!("no kill came between accepting and answering");
 }
