@@ -9,6 +9,9 @@ use tokio_rustls::TlsAcceptor;
 use crate::ServerError;
 use crate::config::Tls;
 
+/// HTTP/2, as it is called when a protocol is agreed on (RFC 7301).
+pub(crate) const HTTP2: &[u8] = b"h2";
+
 pub(crate) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServerError> {
     let bad = |path: &std::path::Path, error: &dyn std::fmt::Display| {
         ServerError::Config(format!("{}: {error}", path.display()))
@@ -24,6 +27,6 @@ pub(crate) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServerError> {
         .with_no_client_auth()
         .with_single_cert(certificates, key)
         .map_err(|error| bad(&tls.certificate, &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
