@@ -56,14 +56,23 @@ async fn listen(
     ages.lock().await.extend(mine);
 }
 
+/// A command that says the time once a second, each session at a moment of its
+/// own: what is measured is how events spread, not how sessions collide.
+fn tick(session: usize, sessions: usize) -> String {
+    let at = session * 1_000_000 / sessions;
+    format!(
+        "t=$EPOCHREALTIME; printf -v d 0.%06d $(( (1000000 + {at} - 10#${{t#*.}}) % 1000000 )); sleep $d; echo T$EPOCHREALTIME"
+    )
+}
+
 async fn measure(sessions: usize, each: usize) {
     let server = Server::start("[limits]\nlive_sessions = 200\n");
     let client = server.client();
     let seconds = 14;
-    let tool = json!({"tool": "bash", "input": {"command": "sleep 1; date +T%s.%N"}});
-    let lines: Vec<_> = (0..seconds).map(|_| tool.clone()).collect();
     let mut turns = Vec::new();
-    for _ in 0..sessions {
+    for n in 0..sessions {
+        let tool = json!({"tool": "bash", "input": {"command": tick(n, sessions)}});
+        let lines: Vec<_> = (0..seconds).map(|_| tool.clone()).collect();
         let session = client.create(&CreateSession::default()).await.expect("a session").id;
         let events = client.message(&session, &script(&lines), None).await.expect("a turn");
         turns.push((session, events.turn().clone()));
@@ -108,7 +117,7 @@ async fn main() {
     println!("\n## Streams: a tool's end to its event at the subscribers\n");
     println!("| sessions x subscribers | streams opened | deliveries | p50 ms | p99 ms | p99/p50 | KiB a stream |");
     println!("|---|---|---|---|---|---|---|");
-    for (sessions, each) in [(1, 1), (1, 100), (1, 1000), (100, 100)] {
+    for (sessions, each) in [(1, 1), (1, 100), (1, 1000), (10, 1000), (100, 100)] {
         measure(sessions, each).await;
     }
 }

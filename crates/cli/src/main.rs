@@ -15,6 +15,11 @@ use clap::Parser;
 use arguments::{Arguments, Command};
 use output::{Failure, Output};
 
+/// A server lives for months and holds thousands of connections, each with
+/// buffers of which the first page is used: this one gives the rest no memory.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     cloister_server::settle();
     let arguments = Arguments::parse();
