@@ -1,7 +1,7 @@
 //! Control groups: version 1, 2 or the hybrid of both, whichever controllers
 //! this process may use; nothing where it may use none.
 //!
-//! A session's groups lie below the spawner's own group, in a folder named
+//! A sandbox's groups lie below the spawner's own group, in a folder named
 //! after the spawner's pid, so that leftovers of a killed one can be told.
 
 use std::fs;
@@ -9,7 +9,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cloister_types::SessionId;
 use cloister_types::link::Enforced;
 
 use crate::confine::Limits;
@@ -88,11 +87,10 @@ impl Cgroups {
         }
     }
 
-    /// Makes the groups of one session and sets its limits.
-    pub(crate) fn create(&self, session: &SessionId, limits: &Limits) -> io::Result<SessionGroups> {
-        // Two sandboxes of one session may overlap while the older one dies.
+    /// Makes the groups of one sandbox and sets its limits.
+    pub(crate) fn create(&self, limits: &Limits) -> io::Result<SessionGroups> {
         static LAUNCHES: AtomicU64 = AtomicU64::new(0);
-        let name = format!("{session}.{}", LAUNCHES.fetch_add(1, Ordering::Relaxed));
+        let name = LAUNCHES.fetch_add(1, Ordering::Relaxed).to_string();
         let groups = SessionGroups { folders: self.hierarchies.iter().map(|h| h.home.join(&name)).collect() };
         match self.furnish(&groups, limits) {
             Ok(()) => Ok(groups),
@@ -189,7 +187,7 @@ fn sweep(own: &Path) {
     }
 }
 
-/// The groups of one session; removed by [`SessionGroups::remove`].
+/// The groups of one sandbox; removed by [`SessionGroups::remove`].
 #[derive(Debug, Clone)]
 pub(crate) struct SessionGroups {
     folders: Vec<PathBuf>,

@@ -152,16 +152,13 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<(), Refused> {
         let built = view::build(&workspace, &plan::plan(&scope, &session), identity)
             .map_err(|error| refused("build a view", &error))?;
         let limits = Limits::default();
-        let view = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
-        let root =
-            base.session_root(view, identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
-        let groups = cgroups.create(&session, &limits).map_err(|error| refused("make the control groups", &error))?;
-        let launched = launch::launch(root, &groups, identity, &limits, cgroups.enforced(""));
+        let workspace = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
+        let root = base.sandbox_root(identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
+        let groups = cgroups.create(&limits).map_err(|error| refused("make the control groups", &error))?;
+        let launched = launch::prepare(root, &groups, identity, &limits, cgroups.enforced(""))
+            .and_then(|prepared| prepared.claim(workspace));
         if let Ok(sandbox) = &launched {
-            use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
-            use std::os::fd::AsFd;
-            let _ = pidfd_send_signal(&sandbox.init, Signal::KILL);
-            let _ = waitid(WaitId::PidFd(sandbox.init.as_fd()), WaitIdOptions::EXITED);
+            launch::end(&sandbox.init);
         }
         groups.remove();
         launched.map(drop)

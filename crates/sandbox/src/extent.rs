@@ -1,15 +1,13 @@
-//! How long a spool has been, in a small file beside it. A spool that is cut
-//! or deleted by hand is told by it from one that was never longer.
+//! How much of a spool is surely on disk, in a small file beside it. A spool
+//! that is cut or deleted by hand is told by it from one that was never longer.
 //!
-//! It is written after every append and never waited for, so it tells what
-//! this boot of the machine has seen: after a power cut it says nothing.
+//! It is written after the spool was synced, and never waited for: it may say
+//! less than is true, and no death or power cut makes it say more.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
-
-use crate::run::boot_id;
 
 /// Name of the file that belongs to a spool.
 pub(crate) fn name(spool: &str) -> String {
@@ -19,7 +17,6 @@ pub(crate) fn name(spool: &str) -> String {
 /// The writing side.
 pub(crate) struct Extent {
     file: OwnedFd,
-    boot: String,
 }
 
 impl Extent {
@@ -27,33 +24,31 @@ impl Extent {
     pub(crate) fn create(folder: impl AsFd, spool: &str) -> std::io::Result<Self> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(folder, name(spool), flags, Mode::from_raw_mode(0o600))?;
-        let extent = Self { file, boot: boot_id() };
+        let extent = Self { file };
         // Takes its block now: later writes need no space.
         extent.note(0)?;
         Ok(extent)
     }
 
-    /// The spool has `length` bytes.
+    /// So many bytes of the spool are on disk.
     pub(crate) fn note(&self, length: u64) -> std::io::Result<()> {
         // Always of one length, and in one page, which no death divides.
-        let line = format!("{} {length:020}\n", self.boot);
+        let line = format!("{length:020}\n");
         let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(&self.file, line.as_bytes(), 0))?;
         if written == line.len() { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) }
     }
 }
 
-/// Bytes that a spool has had in this boot; 0 if nothing is said.
+/// Bytes of a spool that were on disk; 0 if nothing is said.
 pub(crate) fn read(folder: &Path, spool: &str) -> std::io::Result<u64> {
     let text = match std::fs::read_to_string(folder.join(name(spool))) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         text => text?,
     };
-    let parsed = text.trim_end().split_once(' ').and_then(|(boot, length)| Some((boot, length.parse().ok()?)));
-    match parsed {
-        Some((boot, length)) if boot == boot_id() => Ok(length),
-        Some(_) => Ok(0),
-        None => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a spool's length is unreadable")),
-    }
+    let unreadable = |_| std::io::Error::new(std::io::ErrorKind::InvalidData, "a spool's length is unreadable");
+    // Made a moment before a power cut, it may hold nothing yet.
+    let digits = text.trim_matches(['\0', '\n']);
+    if digits.is_empty() { Ok(0) } else { digits.parse().map_err(unreadable) }
 }
 
 #[cfg(test)]
@@ -61,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_says_what_this_boot_has_written_and_nothing_of_another() {
+    fn it_says_what_was_noted_last() {
         let folder = tempfile::tempdir().unwrap();
         let fd = rustix::fs::open(folder.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let read = || read(folder.path(), "turn.1");
@@ -72,11 +67,9 @@ mod tests {
             extent.note(length).unwrap();
             assert_eq!(read().unwrap(), length);
         }
-        let file = folder.path().join(name("turn.1"));
-        let text = std::fs::read_to_string(&file).unwrap();
-        std::fs::write(&file, text.replace(&boot_id(), "another")).unwrap();
-        assert_eq!(read().unwrap(), 0);
-        std::fs::write(&file, "nonsense").unwrap();
-        assert_eq!(read().unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+        for (text, length) in [("", Some(0)), ("\0\0\0", Some(0)), ("nonsense", None), ("12 34\n", None)] {
+            std::fs::write(folder.path().join(name("turn.1")), text).unwrap();
+            assert_eq!(read().ok(), length, "{text:?}");
+        }
     }
 }

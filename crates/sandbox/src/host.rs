@@ -127,14 +127,20 @@ impl Host {
     /// The executable is missing, or the workspace cannot be made. What the
     /// kernel refuses is told by each creation instead, with its remedy; it
     /// may be granted while the server runs.
-    pub fn start(executable: &Path, agent: &Path, workspace: &Path, run: &Path) -> Result<Self, HostError> {
+    pub fn start(
+        executable: &Path,
+        agent: &Path,
+        workspace: &Path,
+        run: &Path,
+        limits: Limits,
+    ) -> Result<Self, HostError> {
         let identity = Identity::current();
         std::fs::create_dir_all(workspace)?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(run)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(workspace, flags, Mode::empty())?;
         identity.own(&handle)?;
-        let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned() };
+        let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned(), limits };
         let state = Mutex::default();
         let (executable, run) = (executable.to_owned(), run.to_owned());
         let host = Self { executable, setup, identity, workspace: handle, run, state };
@@ -245,7 +251,7 @@ impl Host {
     ///
     /// # Errors
     /// [`HostError::Refused`] names the step that the kernel refused.
-    pub fn launch(&self, session: &SessionId, view: &View, limits: &Limits) -> Result<Launched, HostError> {
+    pub fn launch(&self, session: &SessionId, view: &View) -> Result<Launched, HostError> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
         // Before anything is started: what dies half way is found by it.
@@ -254,7 +260,7 @@ impl Host {
         std::fs::DirBuilder::new().mode(0o700).create(folder.path())?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(folder.path(), flags, Mode::empty())?;
-        let request = Request::Launch { session: session.clone(), launch, limits: *limits };
+        let request = Request::Launch { session: session.clone(), launch };
         let answer = self
             .ask(&request, &[theirs.as_fd(), view.tree(), handle.as_fd()], Some(view.generation()))
             .and_then(|_| {

@@ -1,12 +1,15 @@
-//! From a root tree to a confined PID 1.
+//! From a root tree to a confined PID 1, in two steps: what takes time needs
+//! no session, and can be done before there is one.
 //!
 //! ```text
 //! supervisor                          child (becomes init)
 //!   clone into new namespaces ------>   wait
 //!   id maps, control groups
 //!   "go" --------------------------->   ids, loopback, listener, limits,
-//!                                       root tree in, pivot, confine
-//!   <---------- ready + listener -----   serve as init
+//!                                       root tree in, pivot
+//!   <-------- prepared + listener ----
+//!   the workspace ------------------>   attach it, confine
+//!   <------------------------ ready --  serve as init
 //! ```
 //!
 //! Each step has a name, so that a refusal says what was refused.
@@ -19,10 +22,11 @@ use cloister_types::link::Enforced;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::SessionGroups;
-use crate::confine::{self, Limits};
+use crate::confine::{self, Limits, Seal};
 use crate::identity::Identity;
 use crate::sys::{self, Forked};
 use crate::view::mounts;
@@ -52,6 +56,8 @@ pub(crate) enum Standing {
     /// inside user: descriptors under way are charged to whoever sends them,
     /// and that user's other sandboxes may have used its account up.
     Listening,
+    /// Everything stands but the workspace.
+    Prepared,
     /// Confined and waiting.
     Ready { landlock_abi: u32 },
     /// A step failed; init has ended.
@@ -79,14 +85,19 @@ const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS;
 
-/// Starts a sandbox on `root`. Called in the supervisor.
-pub(crate) fn launch(
+/// A sandbox that has no workspace yet.
+pub(crate) struct Prepared {
+    sandbox: Sandbox,
+}
+
+/// Prepares a sandbox on `root`. Called in the supervisor.
+pub(crate) fn prepare(
     root: OwnedFd,
     groups: &SessionGroups,
     identity: Identity,
     limits: &Limits,
-    mut enforced: Enforced,
-) -> Result<Sandbox, Refused> {
+    enforced: Enforced,
+) -> Result<Prepared, Refused> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(Refused::at("make init's control socket"))?;
@@ -101,19 +112,51 @@ pub(crate) fn launch(
     fs::write(format!("/proc/{pid}/oom_score_adj"), "500").map_err(Refused::at("raise the OOM score"))?;
     protocol::send(&ours, &(), &[]).map_err(Refused::at("release init"))?;
 
-    let mut listener = None;
-    loop {
-        match protocol::receive::<Standing>(&ours).map_err(Refused::at("hear from init"))? {
-            Some((Standing::Listening, mut fds)) if fds.len() == 1 => listener = Some(fds.remove(0)),
-            Some((Standing::Failed(refused), _)) => return Err(refused),
-            Some((Standing::Ready { landlock_abi }, _)) => {
-                enforced.landlock_abi = landlock_abi;
-                let missing = || Refused { step: "hear from init".into(), answer: "it has no listener".into() };
-                let listener = listener.ok_or_else(missing)?;
-                return Ok(Sandbox { init, init_pid: pid, control: ours, listener, enforced });
-            }
-            _ => return Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
+    let listener = match hear(&ours)? {
+        (Standing::Listening, mut fds) if fds.len() == 1 => fds.remove(0),
+        _ => return Err(Refused { step: "hear from init".into(), answer: "it has no listener".into() }),
+    };
+    match hear(&ours)? {
+        (Standing::Prepared, _) => {
+            Ok(Prepared { sandbox: Sandbox { init, init_pid: pid, control: ours, listener, enforced } })
         }
+        _ => Err(Refused { step: "hear from init".into(), answer: "a word out of place".into() }),
+    }
+}
+
+impl Prepared {
+    /// Handle of init.
+    pub(crate) fn init(&self) -> &OwnedFd {
+        &self.sandbox.init
+    }
+
+    /// Gives it its workspace, and with it its work.
+    pub(crate) fn claim(mut self, workspace: OwnedFd) -> Result<Sandbox, Refused> {
+        let control = &self.sandbox.control;
+        protocol::send(control, &(), &[workspace.as_fd()]).map_err(Refused::at("hand the workspace over"))?;
+        drop(workspace);
+        match hear(control)? {
+            (Standing::Ready { landlock_abi }, _) => {
+                self.sandbox.enforced.landlock_abi = landlock_abi;
+                Ok(self.sandbox)
+            }
+            _ => Err(Refused { step: "hear from init".into(), answer: "a word out of place".into() }),
+        }
+    }
+}
+
+/// Ends a sandbox by its init, and waits until nothing of it is left.
+pub(crate) fn end(init: &OwnedFd) {
+    let _ = pidfd_send_signal(init, Signal::KILL);
+    let _ = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(init.as_fd()), WaitIdOptions::EXITED));
+}
+
+/// What init says next.
+fn hear(control: &OwnedFd) -> Result<(Standing, Vec<OwnedFd>), Refused> {
+    match protocol::receive::<Standing>(control).map_err(Refused::at("hear from init"))? {
+        Some((Standing::Failed(refused), _)) => Err(refused),
+        Some(said) => Ok(said),
+        None => Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
     }
 }
 
@@ -134,11 +177,8 @@ fn child(root: OwnedFd, control: OwnedFd, limits: &Limits, enforced: &Enforced) 
     // The supervisor's own socket end must close here, or init would never
     // notice that the supervisor is gone.
     let Ok([root, control]) = sys::keep_only([root, control]) else { std::process::exit(1) };
-    let outcome = match protocol::receive::<()>(&control) {
-        Ok(Some(_)) => set_up(root, &control, limits, enforced),
-        _ => std::process::exit(1),
-    };
-    let standing = match outcome {
+    let Ok(Some(_)) = protocol::receive::<()>(&control) else { std::process::exit(1) };
+    let standing = match set_up(root, &control, limits, enforced).and_then(|inside| enter(inside, &control)) {
         Ok(landlock_abi) => Standing::Ready { landlock_abi },
         Err(refused) => Standing::Failed(refused),
     };
@@ -148,7 +188,15 @@ fn child(root: OwnedFd, control: OwnedFd, limits: &Limits, enforced: &Enforced) 
     init::serve(control)
 }
 
-fn set_up(root: OwnedFd, control: &OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Refused> {
+/// What is left to do inside.
+struct Inside {
+    seal: Seal,
+    /// The mount namespaces' limit, to be written last: it counts detached
+    /// trees, too.
+    last: OwnedFd,
+}
+
+fn set_up(root: OwnedFd, control: &OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<Inside, Refused> {
     let listener = network().map_err(Refused::at("set the network up"))?;
     protocol::send(control, &Standing::Listening, &[listener.as_fd()])
         .map_err(Refused::at("hand the listener over"))?;
@@ -170,21 +218,35 @@ fn set_up(root: OwnedFd, control: &OwnedFd, limits: &Limits, enforced: &Enforced
     mounts::attach(proc, target).map_err(Refused::at("attach procfs"))?;
     rustix::process::fchdir(&root).map_err(Refused::at("enter the root tree"))?;
     sys::pivot_into_cwd().map_err(Refused::at("pivot the root"))?;
-    // Last, because making procfs needs a mount namespace of its own.
-    rustix::io::write(&last, b"0").map_err(Refused::at("forbid nested mount namespaces"))?;
-    drop((root, spot, last));
+    drop((root, spot));
 
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    rustix::process::chdir(format!("/{WORKSPACE}")).map_err(Refused::at("enter the workspace"))?;
     fs::create_dir("/tmp/home").map_err(Refused::at("make the home folder"))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(Refused::at("open /dev/null"))?;
     for number in 0..3 {
         sys::set_standard(&null, number).map_err(Refused::at("set the standard descriptors"))?;
     }
-    drop(null);
-    let abi = confine::confine(limits, enforced).map_err(Refused::at("confine"))?;
-    Ok(abi)
+    let seal = confine::prepare(limits, enforced).map_err(Refused::at("confine"))?;
+    Ok(Inside { seal, last })
+}
+
+/// Waits for the workspace, and shuts the door behind it.
+fn enter(inside: Inside, control: &OwnedFd) -> Result<u32, Refused> {
+    protocol::send(control, &Standing::Prepared, &[]).map_err(Refused::at("report that all is prepared"))?;
+    let workspace = match protocol::receive::<()>(control) {
+        Ok(Some((_, mut fds))) if fds.len() == 1 => fds.remove(0),
+        // Nobody needs this sandbox.
+        _ => std::process::exit(0),
+    };
+    let path = format!("/{WORKSPACE}");
+    let spot = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Refused::at("open the workspace mount point"))?;
+    mounts::attach(workspace, spot).map_err(Refused::at("attach the workspace view"))?;
+    rustix::io::write(&inside.last, b"0").map_err(Refused::at("forbid nested mount namespaces"))?;
+    drop(inside.last);
+    rustix::process::chdir(path).map_err(Refused::at("enter the workspace"))?;
+    inside.seal.close().map_err(Refused::at("confine"))
 }
 
 /// Loopback up, and the one listener through which calls leave. It is made

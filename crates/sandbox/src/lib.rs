@@ -26,6 +26,7 @@ mod cgroup;
 mod extent;
 mod init;
 mod launch;
+mod spare;
 mod supervisor;
 mod survive;
 mod sys;

@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) workspace: PathBuf,
     /// The agent's executable on the host.
     pub(crate) agent: PathBuf,
+    /// Limits of each sandbox.
+    pub(crate) limits: Limits,
 }
 
 /// Its answer.
@@ -58,8 +60,6 @@ pub(crate) enum Request {
         session: SessionId,
         /// What its supervisor is known by.
         launch: String,
-        /// Its limits.
-        limits: Limits,
     },
 }
 

@@ -147,8 +147,8 @@ impl RunFolder {
         }
     }
 
-    /// Bytes that the spool of a turn has had, as far as this boot of the
-    /// machine knows: if it ends before, somebody has cut or deleted it.
+    /// Bytes of a turn's spool that were surely on disk: if it ends before,
+    /// somebody has cut or deleted it.
     ///
     /// # Errors
     /// The system's.

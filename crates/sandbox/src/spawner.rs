@@ -8,20 +8,24 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use cloister_types::WorkspacePath;
 use cloister_types::scope::{CONTEXT, MEMORY, SESSIONS, Scope};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitOptions, wait};
 
 use crate::cgroup::{Cgroups, SessionGroups};
-use crate::confine::Limits;
 use crate::identity::Identity;
-use crate::launch::{self, Refused};
+use crate::launch::Refused;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
+use crate::spare::{self, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
 use crate::view::{self, Base, ViewError};
 use crate::{doctor, plan, supervisor};
+
+/// Silence after which a spare sandbox is made.
+const LULL: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// A start-up that failed, in words.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +72,10 @@ struct Spawner {
     children: OwnedFd,
     workspace: OwnedFd,
     base: Base,
-    identity: Identity,
+    terms: Terms,
     cgroups: Cgroups,
+    spares: Spares,
+    /// Every process that was started, with the groups of its sandbox.
     sessions: HashMap<Pid, SessionGroups>,
 }
 
@@ -106,7 +112,10 @@ impl Spawner {
         let cgroups = Cgroups::probe();
         match Self::prepare(identity, setup) {
             Ok((workspace, base, children)) => {
-                Ok(Self { control, children, workspace, base, identity, cgroups, sessions: HashMap::new() })
+                let mode = if identity.root_mode { "root" } else { "user" };
+                let terms = Terms { identity, limits: setup.limits, enforced: cgroups.enforced(mode) };
+                let (spares, sessions) = (Spares::default(), HashMap::new());
+                Ok(Self { control, children, workspace, base, terms, cgroups, spares, sessions })
             }
             Err(fatal) => {
                 cgroups.remove();
@@ -136,15 +145,28 @@ impl Spawner {
 
     fn serve(&mut self) {
         loop {
-            let mut waiting = [PollFd::new(&self.control, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
-            if !matches!(poll(&mut waiting, None), Ok(_) | Err(Errno::INTR)) {
-                break;
+            // Spares are made while nobody waits.
+            let patience = self.spares.wants().then_some(&LULL);
+            let mut waiting =
+                vec![PollFd::new(&self.control, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
+            waiting.extend(self.spares.channels());
+            let woken = match poll(&mut waiting, patience) {
+                Ok(woken) => woken,
+                Err(Errno::INTR) => continue,
+                Err(_) => break,
+            };
+            let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
+            drop(waiting);
+            if woken == 0 {
+                let spare = self.make();
+                self.spares.keep(spare);
+                continue;
             }
-            let (asked, child_ended) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
-            if child_ended {
+            self.spares.hear(&ready[2..]);
+            if ready[1] {
                 self.reap();
             }
-            if asked {
+            if ready[0] {
                 match protocol::receive::<Request>(&self.control) {
                     Ok(Some((request, fds))) => self.answer(request, fds),
                     _ => break,
@@ -159,7 +181,7 @@ impl Spawner {
             (Request::View { session, file_access }, 1) => {
                 let answer = Scope::parse(&file_access)
                     .map_err(|error| ViewError::Scope(error.to_string()))
-                    .and_then(|scope| view::build(&self.workspace, &plan::plan(&scope, &session), self.identity));
+                    .and_then(|scope| view::build(&self.workspace, &plan::plan(&scope, &session), self.terms.identity));
                 // The asker may be gone; that is its own affair.
                 let _ = match answer {
                     Ok(built) => {
@@ -169,10 +191,10 @@ impl Spawner {
                     Err(error) => protocol::send(&fds[0], &ViewReply::Kernel(error.to_string()), &[]),
                 };
             }
-            (Request::Launch { session, launch, limits }, 3) => {
+            (Request::Launch { session, launch }, 3) => {
                 let mut fds = fds.into_iter();
                 if let (Some(link), Some(view), Some(folder)) = (fds.next(), fds.next(), fds.next()) {
-                    self.launch(Post { link, folder, session, launch }, &limits, view);
+                    self.launch(&Post { link, folder, session, launch }, view);
                 }
             }
             // Only our own server talks here; a mismatch is a bug of ours, and
@@ -181,48 +203,56 @@ impl Spawner {
         }
     }
 
-    fn launch(&mut self, post: Post, limits: &Limits, view: OwnedFd) {
-        let mode = if self.identity.root_mode { "root" } else { "user" };
-        let enforced = self.cgroups.enforced(mode);
-        let groups = self.cgroups.create(&post.session, limits);
-        let root = view::mounts::workspace_of(&view)
-            .and_then(|workspace| self.base.session_root(workspace, self.identity, limits));
-        drop(view);
-        let empty = self.cgroups.none();
-        let (groups, ready) = match (groups, root) {
-            (Ok(groups), Ok(root)) => (groups, Ok(root)),
-            (Ok(groups), Err(error)) => {
-                (groups, Err(Refused { step: "build the sandbox's root".into(), answer: error.to_string() }))
+    fn launch(&mut self, post: &Post, view: OwnedFd) {
+        let workspace = match view::mounts::workspace_of(&view) {
+            Ok(workspace) => workspace,
+            Err(error) => {
+                let step = "take the session's view".into();
+                return supervisor::refuse(&post.link, &Refused { step, answer: error.to_string() });
             }
-            (Err(error), _) => {
-                (empty, Err(Refused { step: "make the control groups".into(), answer: error.to_string() }))
+        };
+        let kept = self.spares.take().is_some_and(|spare| spare.claim(post, &workspace));
+        if !kept && let Some(spare) = self.make() {
+            // If it is not heard of again, the closed link says so.
+            let _ = spare.claim(post, &workspace);
+        }
+    }
+
+    /// Begins to make a sandbox, in a process of its own.
+    fn make(&mut self) -> Option<Spare> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
+        let terms = self.terms.clone();
+        let root = self.base.sandbox_root(terms.identity, &terms.limits);
+        let root = root.map_err(|error| Refused { step: "build the sandbox's root".into(), answer: error.to_string() });
+        let (groups, root) = match self.cgroups.create(&terms.limits) {
+            Ok(groups) => (groups, root),
+            Err(error) => {
+                let refused = Refused { step: "make the control groups".into(), answer: error.to_string() };
+                (self.cgroups.none(), Err(refused))
             }
         };
         match sys::fork() {
             Ok(Forked::Child) => {
-                let (identity, limits) = (self.identity, *limits);
                 let _ = sys::unblock_signals();
-                let Post { link, folder, session, launch } = post;
-                let launched = match ready {
-                    Ok(root) => match sys::keep_only([link, folder, root]) {
-                        Ok([link, folder, root]) => {
-                            let launched = launch::launch(root, &groups, identity, &limits, enforced);
-                            supervisor::run(Post { link, folder, session, launch }, launched, groups);
-                            std::process::exit(0)
-                        }
-                        Err(_) => std::process::exit(1),
-                    },
-                    Err(refused) => Err(refused),
+                let kept = match root {
+                    Ok(root) => sys::keep_only([theirs, root]).map(|[channel, root]| (channel, Ok(root))),
+                    Err(refused) => sys::keep_only([theirs]).map(|[channel]| (channel, Err(refused))),
                 };
-                supervisor::run(Post { link, folder, session, launch }, launched, groups);
+                if let Ok((channel, root)) = kept {
+                    spare::live(channel, root, groups, terms);
+                }
                 std::process::exit(0)
             }
             Ok(Forked::Parent { pid, .. }) => {
                 if let Some(pid) = Pid::from_raw(pid) {
                     self.sessions.insert(pid, groups);
                 }
+                Some(Spare::new(ours))
             }
-            Err(_) => groups.remove(),
+            Err(_) => {
+                groups.remove();
+                None
+            }
         }
     }
 
@@ -240,6 +270,7 @@ impl Spawner {
     /// The server is gone. Supervisors with a turn go on; this stays to
     /// collect them and their control groups.
     fn goodbye(&mut self) {
+        self.spares.end();
         while !self.sessions.is_empty() {
             self.reap();
             let mut ended = [PollFd::new(&self.children, PollFlags::IN)];

@@ -33,7 +33,7 @@ pub enum SpoolError {
     #[error("the spool is damaged at byte {0}, with whole frames behind it")]
     Damaged(u64),
     /// It was cut, or deleted.
-    #[error("the spool ends at byte {at}, and {written} bytes were written")]
+    #[error("the spool ends at byte {at}, and {written} bytes of it were on disk")]
     Short {
         /// Where it ends.
         at: u64,
@@ -146,26 +146,21 @@ impl Spool {
             match rustix::io::write(&self.file, rest) {
                 Ok(written) => rest = &rest[written..],
                 Err(Errno::INTR) => {}
-                Err(errno) => return self.take_back(errno.into()),
+                Err(errno) => {
+                    // Half a frame must not stand in the way of the end.
+                    let _ = rustix::fs::ftruncate(&self.file, self.offset);
+                    return Err(errno.into());
+                }
             }
         }
-        let end = self.offset + bytes.len() as u64;
-        if let Err(error) = self.extent.note(end) {
-            return self.take_back(error);
-        }
-        self.offset = end;
+        self.offset += bytes.len() as u64;
         Ok(())
     }
 
-    /// Half an append must not stand in the way of the end.
-    fn take_back(&self, error: std::io::Error) -> std::io::Result<()> {
-        let _ = rustix::fs::ftruncate(&self.file, self.offset);
-        Err(error)
-    }
-
-    /// Waits until everything is on the disk.
-    pub(crate) fn sync(&self) -> rustix::io::Result<()> {
-        rustix::fs::fdatasync(&self.file)
+    /// Waits until everything is on the disk, and says so beside it.
+    pub(crate) fn sync(&self) -> std::io::Result<()> {
+        rustix::fs::fdatasync(&self.file)?;
+        self.extent.note(self.offset)
     }
 
     /// The log holds it up to `offset`: the space before can go.

@@ -244,7 +244,6 @@ impl Config {
                 spend: self.limits.turn_dollars.map(|dollars| (dollars * 1e6) as u64),
                 time_ms: self.limits.turn_seconds.saturating_mul(1000),
             },
-            sandbox: self.sandbox,
             live_sessions: self.limits.live_sessions,
             sandbox_idle: Duration::from_secs(self.limits.sandbox_idle_seconds),
             session_idle: Duration::from_secs(self.limits.session_idle_seconds),

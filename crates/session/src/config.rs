@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use cloister_sandbox::confine::Limits;
 use cloister_types::link::TurnLimits;
 use cloister_types::model::ModelSpec;
 
@@ -35,8 +34,6 @@ pub struct Config {
     pub defaults: Defaults,
     /// Ceilings of a turn.
     pub turn: TurnLimits,
-    /// Limits of a sandbox.
-    pub sandbox: Limits,
     /// Most sandboxes alive at once; idle ones make room.
     pub live_sessions: usize,
     /// How long an idle sandbox stays.

@@ -199,9 +199,8 @@ impl Sessions {
         view: Arc<View>,
         slot: OwnedSemaphorePermit,
     ) -> Result<Sandbox, SessionError> {
-        let (host, id, limits, for_launch) =
-            (self.host.clone(), session.stored.id.clone(), self.config.sandbox, view.clone());
-        let launched = blocking(move || host.launch(&id, &for_launch, &limits)).await?;
+        let (host, id, for_launch) = (self.host.clone(), session.stored.id.clone(), view.clone());
+        let launched = blocking(move || host.launch(&id, &for_launch)).await?;
         let way = WayOut { listener: launched.listener, lifeline: launched.lifeline };
         let known = Known { view: Some(view), slot: Some(slot), enforced: launched.enforced };
         self.take(session, launched.link, launched.folder, way, known)

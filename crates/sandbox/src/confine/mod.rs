@@ -11,7 +11,7 @@ use rustix::thread::set_no_new_privs;
 
 pub use limits::Limits;
 
-use crate::sys;
+use crate::sys::{self, Instruction};
 
 /// A step that failed; each names itself, so a report from the field says
 /// which one it was.
@@ -30,18 +30,32 @@ pub enum ConfineError {
     Landlock(String),
 }
 
-/// Puts the calling process under every restriction that does not need the
-/// outside. Returns the Landlock version in force (0: the kernel has none).
-pub(crate) fn confine(limits: &Limits, enforced: &Enforced) -> Result<u32, ConfineError> {
+/// The last restrictions, ready to be put on.
+pub(crate) struct Seal {
+    filter: Vec<Instruction>,
+}
+
+/// Puts the calling process under every restriction that the rest of its
+/// set-up can live with.
+pub(crate) fn prepare(limits: &Limits, enforced: &Enforced) -> Result<Seal, ConfineError> {
     let step = |step| move |errno| ConfineError::Kernel { step, errno };
     limits::apply(limits, enforced)?;
     set_no_new_privs(true).map_err(step("no_new_privs"))?;
-    let abi = landlock::restrict()?;
     sys::drop_bounding_set().map_err(step("drop the bounding set"))?;
-    sys::drop_capabilities().map_err(step("drop capabilities"))?;
     // Without this a fellow process of the same user could read init's memory.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(step("undumpable"))?;
-    sys::install(&filter::compile()).map_err(step("seccomp"))?;
-    Ok(abi)
+    Ok(Seal { filter: filter::compile() })
+}
+
+impl Seal {
+    /// Puts the rest on, once every path of the view is in its place. Returns
+    /// the Landlock version in force (0: the kernel has none).
+    pub(crate) fn close(self) -> Result<u32, ConfineError> {
+        let step = |step| move |errno| ConfineError::Kernel { step, errno };
+        let abi = landlock::restrict()?;
+        sys::drop_capabilities().map_err(step("drop capabilities"))?;
+        sys::install(&self.filter).map_err(step("seccomp"))?;
+        Ok(abi)
+    }
 }

@@ -17,7 +17,7 @@ mod server;
 mod turn;
 mod work;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use cloister_types::ErrorCode;
@@ -26,7 +26,7 @@ use cloister_types::transcript::Usage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
-use rustix::process::{Signal as Kill, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{Signal as Kill, pidfd_send_signal};
 
 use self::channel::Closed;
 use self::server::{Link, listen, send_with};
@@ -34,7 +34,7 @@ use self::work::{Ending, Work};
 use crate::cgroup::SessionGroups;
 use crate::extent;
 use crate::init;
-use crate::launch::{Refused, Sandbox};
+use crate::launch::{self, Refused, Sandbox};
 use crate::run::{About, Process, VERSION, boot_id, spool_name};
 use crate::spool::Spool;
 use crate::sys;
@@ -71,11 +71,14 @@ pub(crate) fn run(post: Post, launched: Result<Sandbox, Refused>, groups: Sessio
             supervisor.supervise();
             supervisor.kill();
         }
-        Err(refused) => {
-            let _ = send_with(&post.link, &Signal::Unready { message: refused.to_string() }, &[]);
-        }
+        Err(refused) => refuse(&post.link, &refused),
     }
     groups.remove();
+}
+
+/// Reports a launch that was refused. The asker may be gone.
+pub(crate) fn refuse(link: &OwnedFd, refused: &Refused) {
+    let _ = send_with(link, &Signal::Unready { message: refused.to_string() }, &[]);
 }
 
 struct Supervisor {
@@ -252,8 +255,8 @@ impl Supervisor {
     /// and looks whether there is still something to be here for.
     fn settle(&mut self) {
         let attached = self.link.is_attached();
-        if let Some(Err(errno)) = self.work.as_mut().map(|work| work.release(attached)) {
-            let Over = self.spool_failed(&errno.into());
+        if let Some(Err(error)) = self.work.as_mut().map(|work| work.release(attached)) {
+            let Over = self.spool_failed(&error);
         }
         if let Some(spooling) = self.spooling() {
             self.link.ring(spooling);
@@ -338,6 +341,12 @@ impl Supervisor {
     /// Writes a turn's last facts.
     fn close(&mut self, facts: Vec<Fact>) -> Result<(), Over> {
         self.write(facts)?;
+        // While a server is there, its log is what counts.
+        if !self.link.is_attached()
+            && let Some(Err(error)) = self.work.as_ref().map(|work| work.spool.sync())
+        {
+            return Err(self.spool_failed(&error));
+        }
         if let Some(work) = self.work.take() {
             self.ended = Some((work.spooling(), work.spool));
         }
@@ -355,8 +364,7 @@ impl Supervisor {
     /// Ends init, which takes everything inside along, and waits for it.
     fn kill(&mut self) {
         self.dead = true;
-        let _ = pidfd_send_signal(&self.init, Kill::KILL);
-        let _ = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED));
+        launch::end(&self.init);
     }
 
     /// The last words, within reason; the spool says the same.

@@ -106,7 +106,7 @@ impl Work {
     /// Tells the agent to go on if it may: while a server is there, by what
     /// its log holds; else by a sync of our own. A cancelled turn starts
     /// nothing more.
-    pub(super) fn release(&mut self, attached: bool) -> rustix::io::Result<()> {
+    pub(super) fn release(&mut self, attached: bool) -> std::io::Result<()> {
         let Some((ticket, offset)) = self.awaited.filter(|_| self.cancelled.is_none()) else { return Ok(()) };
         if attached && self.spool.stored() < offset {
             return Ok(());

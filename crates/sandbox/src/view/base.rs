@@ -2,7 +2,7 @@
 //! minimal `/etc`, a few devices. Built once and cloned for each session.
 
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, mkdirat, mknodat, openat, symlinkat};
@@ -67,14 +67,9 @@ impl Base {
         Ok(Self { tree })
     }
 
-    /// The root of one sandbox: a clone of the base with its own `/tmp` and
-    /// the session's workspace in place.
-    pub(crate) fn session_root(
-        &self,
-        workspace: impl AsFd,
-        identity: Identity,
-        limits: &Limits,
-    ) -> Result<OwnedFd, ViewError> {
+    /// The root of one sandbox: a clone of the base with its own `/tmp`. The
+    /// workspace's mount point is empty.
+    pub(crate) fn sandbox_root(&self, identity: Identity, limits: &Limits) -> Result<OwnedFd, ViewError> {
         let root = clone_mount(&self.tree, true).map_err(ViewError::at("clone the base tree"))?;
         let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let (uid, gid) = (identity.uid.to_string(), identity.gid.to_string());
@@ -87,9 +82,6 @@ impl Base {
             let target = handle(&root, folder).map_err(ViewError::at(format!("open /{folder}")))?;
             attach(mount, target).map_err(ViewError::at(format!("attach /{folder}")))?;
         }
-        let view = clone_mount(workspace, true).map_err(ViewError::at("clone the workspace view"))?;
-        let target = handle(&root, WORKSPACE).map_err(ViewError::at("open the workspace mount point"))?;
-        attach(view, target).map_err(ViewError::at("attach the workspace view"))?;
         Ok(root)
     }
 }

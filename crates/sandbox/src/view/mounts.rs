@@ -72,7 +72,9 @@ pub(super) fn host(path: &str) -> Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// The workspace of a view that [`super::build`] made.
+/// A clone of the workspace in a view that [`super::build`] made, to be
+/// attached in a sandbox.
 pub(crate) fn workspace_of(view: impl AsFd) -> std::result::Result<OwnedFd, super::ViewError> {
-    handle(view, crate::WORKSPACE).map_err(super::ViewError::at("open the view's workspace"))
+    let workspace = handle(view, crate::WORKSPACE).map_err(super::ViewError::at("open the view's workspace"))?;
+    clone_mount(workspace, true).map_err(super::ViewError::at("clone the workspace view"))
 }

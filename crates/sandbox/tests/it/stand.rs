@@ -14,8 +14,14 @@ fn host(folder: &std::path::Path, agent: &str) -> Host {
     let path = folder.join("agent");
     std::fs::write(&path, agent).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &path, &folder.join("workspace"), &folder.join("run"))
-        .unwrap()
+    Host::start(
+        env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(),
+        &path,
+        &folder.join("workspace"),
+        &folder.join("run"),
+        Limits::default(),
+    )
+    .unwrap()
 }
 
 fn start(session: &SessionId) -> TurnStart {
@@ -50,7 +56,7 @@ fn an_agent_runs_in_its_view_and_its_death_ends_the_sandbox_and_is_on_record() {
     let host = host(folder.path(), "#!/bin/sh\n(ls; id -u) > .memory/out; echo last words >&2\nexit 3\n");
     let session = SessionId::from_random([1; 6]);
     let view = host.view(&session, &FileAccess { read: vec![], write: vec!["a/b".into()] }).unwrap();
-    let mut launched = host.launch(&session, &view, &Limits::default()).unwrap();
+    let mut launched = host.launch(&session, &view).unwrap();
     launched.link.write_all(&encode(&Command::Start(Box::new(start(&session)))).unwrap()).unwrap();
     let (mut reader, mut signals, mut buffer) = (FrameReader::default(), Vec::new(), [0; 4096]);
     loop {
@@ -93,11 +99,13 @@ fn a_missing_executable_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let (missing, workspace) = (folder.path().join("nothing"), folder.path().join("workspace"));
     let run = folder.path().join("run");
-    let error = Host::start(&missing, &missing, &workspace, &run).err().unwrap();
+    let error = Host::start(&missing, &missing, &workspace, &run, Limits::default()).err().unwrap();
     assert!(error.to_string().contains("nothing"), "{error}");
     // A missing agent keeps sandboxes from being made, not the server from
     // saying so.
-    let host = Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &missing, &workspace, &run).unwrap();
+    let host =
+        Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &missing, &workspace, &run, Limits::default())
+            .unwrap();
     let refused = host.view(&SessionId::from_random([1; 6]), &FileAccess::everything());
     assert!(matches!(refused, Err(HostError::Refused { message, .. }) if message.contains("open the agent")));
 }
@@ -139,7 +147,7 @@ fn a_hostile_agent_numbers_nothing_forges_nothing_and_is_heard_to_its_end() {
     let host = host(folder.path(), HOSTILE);
     let session = SessionId::from_random([1; 6]);
     let view = host.view(&session, &FileAccess::everything()).unwrap();
-    let mut launched = host.launch(&session, &view, &Limits::default()).unwrap();
+    let mut launched = host.launch(&session, &view).unwrap();
     launched.link.write_all(&encode(&Command::Start(Box::new(start(&session)))).unwrap()).unwrap();
     let turn = ResponseId::from_random([2; 12]);
     let (mut reader, mut buffer, mut facts) = (FrameReader::default(), [0; 4096], Vec::new());
