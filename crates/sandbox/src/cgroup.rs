@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cloister_types::link::Enforced;
 
 use crate::confine::Limits;
+use crate::identity::Identity;
 
 /// [`Enforced::memory`] when only the process itself is limited.
 pub(crate) const MEMORY_FALLBACK: &str = "rlimit-per-process";
@@ -73,13 +74,14 @@ impl Cgroups {
     }
 
     /// Which limits hold for sessions made with these.
-    pub(crate) fn enforced(&self, mode: &str) -> Enforced {
+    pub(crate) fn enforced(&self, identity: Identity) -> Enforced {
         let by = |controller: &str, fallback: &str| {
             let found = self.hierarchies.iter().find(|hierarchy| hierarchy.controllers.contains(&controller));
             found.map_or_else(|| fallback.to_owned(), |hierarchy| format!("cgroup-v{}", hierarchy.version))
         };
         Enforced {
-            mode: mode.to_owned(),
+            mode: if identity.root_mode { "root" } else { "user" }.to_owned(),
+            host_user: if identity.root_mode { "tenant" } else { "server" }.to_owned(),
             memory: by("memory", MEMORY_FALLBACK),
             cpu: by("cpu", "none"),
             pids: by("pids", PIDS_FALLBACK),

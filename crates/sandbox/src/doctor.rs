@@ -58,9 +58,9 @@ pub fn probe(executable: &Path) -> std::io::Result<Vec<Finding>> {
 /// Probes in this process, which is of no use afterwards.
 pub(crate) fn probe_here() -> Vec<Finding> {
     let identity = Identity::current();
-    let mut findings = vec![mode(identity), landlock()];
+    let mut findings = vec![landlock()];
     let cgroups = Cgroups::probe();
-    let enforced = cgroups.enforced("");
+    let enforced = cgroups.enforced(identity);
     let by_group = |limit: &str| limit.starts_with("cgroup");
     findings.push(if by_group(&enforced.memory) && by_group(&enforced.cpu) && by_group(&enforced.pids) {
         Finding::ok("control groups", format!("memory {}, cpu {}, processes {}", enforced.memory, enforced.cpu, enforced.pids))
@@ -72,21 +72,30 @@ pub(crate) fn probe_here() -> Vec<Finding> {
             "run Cloister as root, or give your user delegated groups: systemd-run --user --scope -p Delegate=yes cloister serve",
         )
     });
-    findings.push(trial(identity, &cgroups));
+    let (own_users, trial) = trial(identity, &cgroups);
+    findings.push(host_users(identity, own_users));
+    findings.push(trial);
     cgroups.remove();
     findings
 }
 
-fn mode(identity: Identity) -> Finding {
-    if identity.root_mode {
-        Finding::ok("host identity", format!("root: sandboxes run as host user {}", identity.uid))
-    } else {
-        Finding::lacking(
-            "host identity",
+fn host_users(identity: Identity, own_users: bool) -> Finding {
+    const FEATURE: &str = "host users";
+    let uid = identity.uid;
+    match (identity.root_mode, own_users) {
+        (true, true) => Finding::ok(FEATURE, format!("each sandbox has its own, above {uid}; files belong to {uid}")),
+        (true, false) => Finding::lacking(
+            FEATURE,
             Verdict::Weaker,
-            format!("user {}: sandboxes run as the same host user as the server", identity.uid),
-            "run Cloister as root to give sandboxes a host user of their own",
-        )
+            format!("all sandboxes of a tenant run as host user {uid}: the temporary folder takes no id-mapped mount"),
+            "keep data (and TMPDIR, for this test) on ext4, XFS, btrfs or tmpfs",
+        ),
+        (false, _) => Finding::lacking(
+            FEATURE,
+            Verdict::Weaker,
+            format!("user {uid}: sandboxes run as the same host user as the server"),
+            "run Cloister as root to give sandboxes host users of their own",
+        ),
     }
 }
 
@@ -126,17 +135,19 @@ fn landlock() -> Finding {
 
 /// Makes a whole sandbox on an empty workspace and ends it: whatever the
 /// machine refuses, it refuses here, by name.
-fn trial(identity: Identity, cgroups: &Cgroups) -> Finding {
+fn trial(identity: Identity, cgroups: &Cgroups) -> (bool, Finding) {
     const FEATURE: &str = "sandbox (user, mount, pid, net, ipc, uts, cgroup namespaces, mount trees, seccomp)";
     match try_sandbox(identity, cgroups) {
-        Ok(()) => Finding::ok(FEATURE, "made one and ended it"),
+        Ok(own_users) => (own_users, Finding::ok(FEATURE, "made one and ended it")),
         Err(refused) => {
-            Finding::lacking(FEATURE, Verdict::Missing, refused.to_string(), fix_for(&refused.step, &refused.answer))
+            let fix = fix_for(&refused.step, &refused.answer);
+            (false, Finding::lacking(FEATURE, Verdict::Missing, refused.to_string(), fix))
         }
     }
 }
 
-fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<(), Refused> {
+/// Whether sandboxes can have host users of their own.
+fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
     let refused = |step: &str, error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() };
     let session = cloister_types::SessionId::from_random([0; 6]);
     let folder = std::env::temp_dir().join(format!("cloister-doctor-{}", std::process::id()));
@@ -146,6 +157,7 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<(), Refused> {
         let workspace =
             std::fs::File::open(&folder).map_err(|error| refused("open the temporary folder", &error))?.into();
         identity.own(&workspace).map_err(|errno| refused("give the temporary folder away", &errno))?;
+        let own_users = spawner::own_users(&workspace, identity).is_some();
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
         let base = Base::build(&executable).map_err(|error| refused("build the base view", &error))?;
         let scope = cloister_types::Scope::default();
@@ -155,13 +167,13 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<(), Refused> {
         let workspace = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
         let root = base.sandbox_root(identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
         let groups = cgroups.create(&limits).map_err(|error| refused("make the control groups", &error))?;
-        let launched = launch::prepare(root, &groups, identity, &limits, cgroups.enforced(""))
+        let launched = launch::prepare(root, &groups, identity, &limits, cgroups.enforced(identity))
             .and_then(|prepared| prepared.claim(workspace));
         if let Ok(sandbox) = &launched {
             launch::end(&sandbox.init);
         }
         groups.remove();
-        launched.map(drop)
+        launched.map(|_| own_users)
     })();
     let _ = std::fs::remove_dir_all(&folder);
     outcome
@@ -187,6 +199,9 @@ pub fn fix_for(step: &str, answer: &str) -> String {
         return "the visible /proc is masked, as in a container: start the container with an unmasked /proc \
                 (Docker: --security-opt systempaths=unconfined)"
             .into();
+    }
+    if step.contains("id-mapped") {
+        return "a file system below the workspace takes no id-mapped mount: keep everything in it on ext4, XFS, btrfs or tmpfs".into();
     }
     if step.contains("view") || step.contains("tree") || step.contains("root") {
         return "mounting onto a detached tree needs Linux 6.15 or newer; check with: uname -r".into();

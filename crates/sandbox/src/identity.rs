@@ -1,15 +1,18 @@
 //! Who owns the workspace, and as whom the file API and the sandbox act.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Gid, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 
-use crate::sys;
+use crate::launch;
+use crate::sys::{self, Forked};
 
 /// Host user and group of the sandboxes in root mode. It lies in a range that
 /// neither distributions, systemd nor the subordinate-id helpers hand out
 /// (systemd's "uids, gids" page leaves 1879048192..2147483647 unused).
 pub const ROOT_MODE_ID: u32 = 1_900_000_000;
+/// Host users of single sandboxes, above the one that owns the workspace.
+const SANDBOX_IDS: std::ops::Range<u32> = ROOT_MODE_ID + 1..ROOT_MODE_ID + (1 << 24);
 
 /// The host identity that owns the workspace's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +60,52 @@ impl Identity {
         }
         Ok(())
     }
+}
+
+/// Host users for single sandboxes, one after another.
+#[derive(Debug)]
+pub(crate) struct SandboxIds {
+    next: u32,
+}
+
+impl SandboxIds {
+    /// Begins at a random one: sandboxes of a spawner that was killed may
+    /// still live, and theirs are not to be met for a long time.
+    pub(crate) fn new() -> rustix::io::Result<Self> {
+        let mut random = [0; 4];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let count = SANDBOX_IDS.end - SANDBOX_IDS.start;
+        Ok(Self { next: SANDBOX_IDS.start + u32::from_ne_bytes(random) % count })
+    }
+
+    /// The identity of the next sandbox.
+    pub(crate) fn next(&mut self) -> Identity {
+        let id = self.next;
+        self.next = if id + 1 < SANDBOX_IDS.end { id + 1 } else { SANDBOX_IDS.start };
+        Identity { uid: id, gid: id, root_mode: true }
+    }
+}
+
+/// A user namespace for `map_mount_owners`: what belongs to `owner` on disk is
+/// `user`'s, and whatever else there is keeps its owner.
+pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<OwnedFd> {
+    let Forked::Parent { pid, pidfd } = sys::fork_into(libc::CLONE_NEWUSER)? else {
+        // Lives for as long as it takes to read its namespace.
+        loop {
+            std::thread::park();
+        }
+    };
+    let made = (|| {
+        for (file, owner, user) in [("uid_map", owner.uid, user.uid), ("gid_map", owner.gid, user.gid)] {
+            let above = SANDBOX_IDS.end;
+            let map = format!("0 0 {owner}\n{owner} {user} 1\n{above} {above} {}\n", u32::MAX - above);
+            std::fs::write(format!("/proc/{pid}/{file}"), map)?;
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(format!("/proc/{pid}/ns/user"), flags, Mode::empty())?)
+    })();
+    launch::end(&pidfd);
+    made
 }
 
 /// Does this process's user namespace know the sandboxes' host user?

@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::SessionGroups;
 use crate::confine::Limits;
-use crate::identity::Identity;
+use crate::identity::{self, Identity};
 use crate::launch::{self, Prepared, Refused};
 use crate::protocol;
 use crate::supervisor::{self, Post};
+use crate::sys;
 
 /// How many are kept. Each takes some 600 KiB, most of it the kernel's.
 const KEPT: usize = 3;
@@ -39,7 +40,8 @@ struct Stands(bool);
 /// What every sandbox of a tenant is made with.
 #[derive(Debug, Clone)]
 pub(crate) struct Terms {
-    pub(crate) identity: Identity,
+    /// Who owns the workspace.
+    pub(crate) owner: Identity,
     pub(crate) limits: Limits,
     pub(crate) enforced: Enforced,
 }
@@ -118,23 +120,50 @@ impl Spares {
 
 /// A spare's life, in its own process; then the life of the supervisor that it
 /// becomes.
-pub(crate) fn live(channel: OwnedFd, root: Result<OwnedFd, Refused>, groups: SessionGroups, terms: Terms) {
-    let Terms { identity, limits, enforced } = terms;
-    let prepared = root.and_then(|root| launch::prepare(root, &groups, identity, &limits, enforced));
+pub(crate) fn live(
+    channel: OwnedFd,
+    root: Result<OwnedFd, Refused>,
+    groups: SessionGroups,
+    terms: Terms,
+    user: Identity,
+) {
+    let Terms { owner, limits, enforced } = terms;
+    let prepared = root.and_then(|root| {
+        let map = owners(owner, user)?;
+        Ok((launch::prepare(root, &groups, user, &limits, enforced)?, map))
+    });
     // The spawner has hung up already if it was in need of this one.
     let _ = protocol::send(&channel, &Stands(prepared.is_ok()), &[]);
-    match claimed(&channel, prepared.as_ref().ok()) {
+    match claimed(&channel, prepared.as_ref().ok().map(|(prepared, _)| prepared)) {
         Some((post, workspace)) => {
             drop(channel);
-            supervisor::run(post, prepared.and_then(|prepared| prepared.claim(workspace)), groups);
+            let launched = prepared.and_then(|(prepared, map)| {
+                hand_over(&workspace, map)?;
+                prepared.claim(workspace)
+            });
+            supervisor::run(post, launched, groups);
         }
         None => {
-            if let Ok(prepared) = prepared {
+            if let Ok((prepared, _)) = prepared {
                 launch::end(prepared.init());
             }
             groups.remove();
         }
     }
+}
+
+/// What shows the workspace as the sandbox's user's, if that is not its owner.
+fn owners(owner: Identity, user: Identity) -> Result<Option<OwnedFd>, Refused> {
+    let map = (owner.uid != user.uid).then(|| identity::owners_map(owner, user)).transpose();
+    map.map_err(|error| Refused { step: "map the workspace's owner".into(), answer: error.to_string() })
+}
+
+fn hand_over(workspace: &OwnedFd, map: Option<OwnedFd>) -> Result<(), Refused> {
+    let Some(map) = map else { return Ok(()) };
+    sys::map_mount_owners(workspace, map).map_err(|errno| Refused {
+        step: "show the workspace as the sandbox's user's (id-mapped mount)".into(),
+        answer: errno.to_string(),
+    })
 }
 
 /// Waits for a session; `None` if the spawner or init ends first. One that

@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitOptions, wait};
 
 use crate::cgroup::{Cgroups, SessionGroups};
-use crate::identity::Identity;
+use crate::identity::{self, Identity, SandboxIds};
 use crate::launch::Refused;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
 use crate::spare::{self, Spare, Spares, Terms};
@@ -72,6 +72,8 @@ struct Spawner {
     children: OwnedFd,
     workspace: OwnedFd,
     base: Base,
+    /// Host users for sandboxes, if each can have its own.
+    ids: Option<SandboxIds>,
     terms: Terms,
     cgroups: Cgroups,
     spares: Spares,
@@ -112,10 +114,14 @@ impl Spawner {
         let cgroups = Cgroups::probe();
         match Self::prepare(identity, setup) {
             Ok((workspace, base, children)) => {
-                let mode = if identity.root_mode { "root" } else { "user" };
-                let terms = Terms { identity, limits: setup.limits, enforced: cgroups.enforced(mode) };
+                let ids = own_users(&workspace, identity);
+                let mut enforced = cgroups.enforced(identity);
+                if ids.is_some() {
+                    enforced.host_user = "own".into();
+                }
+                let terms = Terms { owner: identity, limits: setup.limits, enforced };
                 let (spares, sessions) = (Spares::default(), HashMap::new());
-                Ok(Self { control, children, workspace, base, terms, cgroups, spares, sessions })
+                Ok(Self { control, children, workspace, base, ids, terms, cgroups, spares, sessions })
             }
             Err(fatal) => {
                 cgroups.remove();
@@ -181,7 +187,7 @@ impl Spawner {
             (Request::View { session, file_access }, 1) => {
                 let answer = Scope::parse(&file_access)
                     .map_err(|error| ViewError::Scope(error.to_string()))
-                    .and_then(|scope| view::build(&self.workspace, &plan::plan(&scope, &session), self.terms.identity));
+                    .and_then(|scope| view::build(&self.workspace, &plan::plan(&scope, &session), self.terms.owner));
                 // The asker may be gone; that is its own affair.
                 let _ = match answer {
                     Ok(built) => {
@@ -222,7 +228,8 @@ impl Spawner {
     fn make(&mut self) -> Option<Spare> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
         let terms = self.terms.clone();
-        let root = self.base.sandbox_root(terms.identity, &terms.limits);
+        let user = self.ids.as_mut().map_or(terms.owner, SandboxIds::next);
+        let root = self.base.sandbox_root(user, &terms.limits);
         let root = root.map_err(|error| Refused { step: "build the sandbox's root".into(), answer: error.to_string() });
         let (groups, root) = match self.cgroups.create(&terms.limits) {
             Ok(groups) => (groups, root),
@@ -239,7 +246,7 @@ impl Spawner {
                     Err(refused) => sys::keep_only([theirs]).map(|[channel]| (channel, Err(refused))),
                 };
                 if let Ok((channel, root)) = kept {
-                    spare::live(channel, root, groups, terms);
+                    spare::live(channel, root, groups, terms, user);
                 }
                 std::process::exit(0)
             }
@@ -280,6 +287,14 @@ impl Spawner {
         }
         self.cgroups.remove();
     }
+}
+
+/// Host users for sandboxes, if the workspace's file system can show its files
+/// as theirs.
+pub(crate) fn own_users(workspace: &OwnedFd, owner: Identity) -> Option<SandboxIds> {
+    let mut ids = SandboxIds::new().ok().filter(|_| owner.root_mode)?;
+    let map = identity::owners_map(owner, ids.next()).ok()?;
+    view::mounts::can_map_owners(workspace, map).ok().map(|()| ids)
 }
 
 /// Makes what the workspace must have. Sessions may write here, so what they

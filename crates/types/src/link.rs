@@ -372,8 +372,11 @@ pub enum Signal {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Enforced {
-    /// `root` (a host uid of its own) or `user` (the operator's uid).
+    /// `root` or `user`: as whom the server runs.
     pub mode: String,
+    /// Whose host uid the sandbox has: its `own`, one that all of the `tenant`
+    /// share, or the `server`'s.
+    pub host_user: String,
     /// What limits memory: `cgroup-v1`, `cgroup-v2` or `rlimit-per-process`.
     pub memory: String,
     /// What limits CPU: `cgroup-v1`, `cgroup-v2` or `none`.

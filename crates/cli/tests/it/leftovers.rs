@@ -1,6 +1,6 @@
 //! After sessions have come and gone, everything is as before.
 
-use cloister_testkit::{As, Stack, script};
+use cloister_testkit::{As, Stack, children, is_gone, kill, script, until};
 use serde_json::json;
 
 /// Processes of a stack by state directory: those whose ancestor it is, and
@@ -22,9 +22,18 @@ fn groups(pid: u32) -> Vec<String> {
     found
 }
 
-fn children(pid: u32) -> Vec<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+/// Sandboxes that a spawner keeps ready.
+const SPARES: usize = 3;
+
+/// Waits until nothing of a spawner is left but its spares; they, with their
+/// groups.
+async fn settled(spawner: u32) -> (Vec<u32>, Vec<String>) {
+    until("only spares are left", || {
+        let whole = |spare: &u32| children(*spare).len() == 1;
+        children(spawner).len() == SPARES && children(spawner).iter().all(whole)
+    })
+    .await;
+    (children(spawner), groups(spawner))
 }
 
 fn open_files(pid: u32) -> usize {
@@ -35,21 +44,7 @@ fn open_files(pid: u32) -> usize {
 async fn sessions_leave_no_process_group_or_descriptor() {
     for who in As::all() {
         let stack = Stack::start_as(who).await;
-        // The spawner is the child that has the sandbox's name.
-        let all = std::fs::read_dir(format!("/proc/{}/task", stack.pid())).unwrap().flatten();
-        let spawner = all
-            .flat_map(|task| {
-                std::fs::read_to_string(task.path().join("children"))
-                    .unwrap_or_default()
-                    .split_whitespace()
-                    .map(str::to_owned)
-                    .collect::<Vec<_>>()
-            })
-            .filter_map(|pid| pid.parse::<u32>().ok())
-            .find(|pid| {
-                std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().starts_with("cloister-sandbo")
-            })
-            .unwrap();
+        let spawner = stack.processes().spawner().unwrap();
         let round = async || {
             let session = stack.session().await;
             stack.bash(&session, "setsid sleep 100 & sleep 100 & echo hi").await;
@@ -59,18 +54,13 @@ async fn sessions_leave_no_process_group_or_descriptor() {
             stack.client.delete(&session).await.unwrap();
         };
         round().await;
+        let (_, of_spares) = settled(spawner).await;
         let before = (open_files(spawner), open_files(stack.pid()));
         for _ in 0..8 {
             round().await;
         }
-        for _ in 0..100 {
-            if children(spawner).is_empty() && groups(spawner).is_empty() {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        assert_eq!(children(spawner), Vec::<u32>::new(), "{who:?}");
-        assert_eq!(groups(spawner), Vec::<String>::new(), "{who:?}");
+        let (spares, left) = settled(spawner).await;
+        assert_eq!(left.len(), of_spares.len(), "{who:?}: {left:?}");
         assert_eq!(open_files(spawner), before.0, "{who:?}: descriptors of the spawner");
         assert!(
             open_files(stack.pid()) <= before.1 + 3,
@@ -80,5 +70,37 @@ async fn sessions_leave_no_process_group_or_descriptor() {
         );
         let left = std::fs::read_dir(stack.workspace().join(".sessions")).unwrap().count();
         assert_eq!(left, 0, "{who:?}: private folders");
+
+        // Spares end with the spawner, whichever way it goes.
+        let inits: Vec<u32> = spares.iter().flat_map(|spare| children(*spare)).collect();
+        kill(spawner);
+        until("the spares end", || spares.iter().chain(&inits).all(|pid| is_gone(*pid))).await;
+        assert_eq!(stack.bash(&stack.session().await, "echo on").await.0, "on\n");
+        let spawner = stack.processes().spawner().unwrap();
+        let (spares, _) = settled(spawner).await;
+        let mut stack = stack;
+        stack.terminate().await;
+        assert!(spares.iter().all(|pid| is_gone(*pid)), "{who:?}: spares outlive the server");
+        assert_eq!(groups(spawner), Vec::<String>::new(), "{who:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_spare_that_dies_is_noticed_and_followed() {
+    let stack = Stack::start().await;
+    let spawner = stack.processes().spawner().unwrap();
+    for _ in 0..3 {
+        let (spares, _) = settled(spawner).await;
+        // Its first process, or itself.
+        let inits: Vec<u32> = spares.iter().flat_map(|spare| children(*spare)).collect();
+        kill(inits[0]);
+        kill(spares[1]);
+        until("both are gone", || is_gone(inits[0]) && is_gone(spares[1]) && is_gone(spares[0])).await;
+        for _ in 0..4 {
+            assert_eq!(stack.bash(&stack.session().await, "echo on").await.0, "on\n");
+        }
+        for record in stack.client.sessions().await.unwrap() {
+            stack.client.delete(&record.id).await.unwrap();
+        }
     }
 }

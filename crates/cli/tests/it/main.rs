@@ -30,3 +30,4 @@ mod sessions;
 mod stream;
 mod tls;
 mod tools;
+mod users;

@@ -8,7 +8,9 @@ mod process;
 mod seccomp;
 
 pub(crate) use identity::{FsIdentity, become_inside, drop_bounding_set, drop_capabilities, keep_only_kill};
-pub(crate) use mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, pivot_into_cwd, set_mount_attributes};
+pub(crate) use mount::{
+    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, map_mount_owners, pivot_into_cwd, set_mount_attributes,
+};
 pub(crate) use process::{
     Forked, close_from, exec, fork, fork_into, keep_only, kill_all_others, loopback_up, lower_limit, set_standard,
     unblock_signals, unshare, watch_children,

@@ -31,6 +31,29 @@ pub(crate) fn set_mount_attributes(mount: impl AsFd, set: u64, deep: bool) -> Re
     .map(drop)
 }
 
+/// Shows the files of a mount, and of those below, with the owners that the
+/// user namespace maps theirs to. Possible once for each mount.
+pub(crate) fn map_mount_owners(mount: impl AsFd, namespace: impl AsFd) -> Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_fd().as_raw_fd().unsigned_abs().into(),
+    };
+    // SAFETY: as above; the descriptor outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+    .map(drop)
+}
+
 /// Makes the current folder, which must be a mount, the root of the mount
 /// namespace and lets go of everything that was there before.
 pub(crate) fn pivot_into_cwd() -> Result<()> {

@@ -62,6 +62,11 @@ pub(super) fn bind(source: impl AsFd, read_only: bool) -> Result<OwnedFd> {
     Ok(mount)
 }
 
+/// Can the files in `folder` be shown with other owners?
+pub(crate) fn can_map_owners(folder: impl AsFd, namespace: impl AsFd) -> Result<()> {
+    sys::map_mount_owners(clone_mount(folder, false)?, namespace)
+}
+
 /// Attaches a detached mount on `target`.
 pub(crate) fn attach(mount: impl AsFd, target: impl AsFd) -> Result<()> {
     move_mount(mount, "", target, "", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)

@@ -1,0 +1,83 @@
+//! As whom sandboxes run on the host, and whose their files are.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use cloister_testkit::{As, Stack};
+use serde_json::json;
+
+/// Host user of a process.
+fn user_of(pid: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn under_root_each_sandbox_has_a_host_user_of_its_own_and_files_have_one_owner() {
+    for who in As::all() {
+        let stack = Stack::start_as(who).await;
+        let (one, other) = (stack.session().await, stack.session().await);
+        let host_user = async |id| stack.client.session(id).await.unwrap().sandbox.unwrap().host_user;
+        let of = |id: &cloister_types::SessionId| user_of(stack.processes().sandbox(id.as_str()).unwrap().init);
+        let (first, second, server) = (of(&one), of(&other), user_of(stack.pid()));
+        if who == As::Root {
+            assert_eq!(host_user(&one).await, "own");
+            let range = 1_900_000_001..1_900_000_000 + (1 << 24);
+            assert!(first != second && range.contains(&first) && range.contains(&second), "{first} {second}");
+        } else {
+            assert_eq!(host_user(&one).await, "server");
+            assert!(first == server && second == server);
+        }
+
+        // Inside there is one user; on disk the workspace has one owner.
+        let (out, failed) = stack.bash(&one, "mkdir d; echo a > d/f; chmod 600 d/f; stat -c %u:%g d d/f .memory").await;
+        assert_eq!((out.as_str(), failed), ("1000:1000\n1000:1000\n1000:1000\n", false), "{who:?}");
+        let workspace = std::fs::metadata(stack.workspace()).unwrap();
+        let file = std::fs::metadata(stack.workspace().join("d/f")).unwrap();
+        assert_eq!((file.uid(), file.gid()), (workspace.uid(), workspace.gid()), "{who:?}");
+        let (out, _) = stack.bash(&other, "cat d/f && echo b >> d/f && rm d/f && ls d | wc -l").await;
+        assert_eq!(out, "a\n0\n", "{who:?}: the other session's file");
+        stack.client.upload(&one, "up", "from outside").await.unwrap();
+        assert_eq!(stack.bash(&one, "stat -c %u up; echo more >> up; cat up").await.0, "1000\nfrom outsidemore\n");
+        let got = stack.raw("GET", &format!("/v1/sessions/{other}/files/up"), &[], b"").await;
+        assert_eq!(got.text(), "from outsidemore\n");
+        // The sandbox's own folders are its user's.
+        assert_eq!(
+            stack.bash(&one, "stat -c %u ~ /tmp; touch /tmp/x /dev/shm/x && echo made").await.0,
+            "1000\n1000\nmade\n"
+        );
+    }
+}
+
+#[tokio::test]
+async fn files_of_other_owners_keep_their_modes_on_both_surfaces() {
+    // Only root can make files of others.
+    if !As::all().contains(&As::Root) {
+        return;
+    }
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    for (name, mode) in [("open", 0o666), ("readable", 0o644), ("closed", 0o600)] {
+        let path = stack.workspace().join(name);
+        std::fs::write(&path, "host").unwrap();
+        std::os::unix::fs::chown(&path, Some(0), Some(0)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let (out, _) = stack
+        .bash(
+            &session,
+            "stat -c %u open; for f in open readable closed; do cat $f; (echo x >> $f) && echo written; done 2>&1",
+        )
+        .await;
+    assert_eq!(out.matches("written").count(), 1, "{out}");
+    assert!(out.starts_with("65534\nhostwritten\nhost") && out.matches("Permission denied").count() == 3, "{out}");
+    for (name, readable) in [("open", true), ("readable", true), ("closed", false)] {
+        assert_eq!(stack.client.download(&session, name).await.is_ok(), readable, "{name}");
+    }
+    // Nobody can give files away, or take them.
+    let (out, _) = stack.bash(&session, "touch mine; chown 0 mine; chown 1000 open; echo $?").await;
+    assert!(out.ends_with("1\n"), "{out}");
+    let ask = json!({"file_access": {"read": ["readable"], "write": []}});
+    let scoped = stack.session_with(ask).await.id;
+    assert_eq!(stack.bash(&scoped, "cat readable").await.0, "host");
+}
