@@ -93,7 +93,7 @@ async fn what_a_machine_lacks_is_named_with_its_remedy() {
     // Root of a container, with no other user: works, with less.
     let contained = inside("exec $CLOISTER doctor");
     assert!(contained.status.success(), "{}{}", out(&contained), talk(&contained));
-    assert!(out(&contained).contains("weaker  host identity: user 0"), "{}", out(&contained));
+    assert!(out(&contained).contains("weaker  host users: user 0"), "{}", out(&contained));
     // No namespaces left: said by the doctor, and by creation with 503.
     let none = "echo 0 > /proc/sys/user/max_user_namespaces";
     let doctor = inside(&format!("{none}; exec $CLOISTER doctor"));
