@@ -27,10 +27,11 @@ const SPARES: usize = 3;
 
 /// Waits until nothing of a spawner is left but its spares; they, with their
 /// groups.
-async fn settled(spawner: u32) -> (Vec<u32>, Vec<String>) {
+async fn settled(stack: &Stack, spawner: u32) -> (Vec<u32>, Vec<String>) {
     until("only spares are left", || {
         let whole = |spare: &u32| children(*spare).len() == 1;
-        children(spawner).len() == SPARES && children(spawner).iter().all(whole)
+        let all = children(spawner);
+        stack.processes().supervisors().next().is_none() && all.len() == SPARES && all.iter().all(whole)
     })
     .await;
     (children(spawner), groups(spawner))
@@ -54,12 +55,12 @@ async fn sessions_leave_no_process_group_or_descriptor() {
             stack.client.delete(&session).await.unwrap();
         };
         round().await;
-        let (_, of_spares) = settled(spawner).await;
+        let (_, of_spares) = settled(&stack, spawner).await;
         let before = (open_files(spawner), open_files(stack.pid()));
         for _ in 0..8 {
             round().await;
         }
-        let (spares, left) = settled(spawner).await;
+        let (spares, left) = settled(&stack, spawner).await;
         assert_eq!(left.len(), of_spares.len(), "{who:?}: {left:?}");
         assert_eq!(open_files(spawner), before.0, "{who:?}: descriptors of the spawner");
         assert!(
@@ -75,9 +76,11 @@ async fn sessions_leave_no_process_group_or_descriptor() {
         let inits: Vec<u32> = spares.iter().flat_map(|spare| children(*spare)).collect();
         kill(spawner);
         until("the spares end", || spares.iter().chain(&inits).all(|pid| is_gone(*pid))).await;
-        assert_eq!(stack.bash(&stack.session().await, "echo on").await.0, "on\n");
+        let session = stack.session().await;
+        assert_eq!(stack.bash(&session, "echo on").await.0, "on\n");
+        stack.client.delete(&session).await.unwrap();
         let spawner = stack.processes().spawner().unwrap();
-        let (spares, _) = settled(spawner).await;
+        let (spares, _) = settled(&stack, spawner).await;
         let mut stack = stack;
         stack.terminate().await;
         assert!(spares.iter().all(|pid| is_gone(*pid)), "{who:?}: spares outlive the server");
@@ -90,7 +93,7 @@ async fn a_spare_that_dies_is_noticed_and_followed() {
     let stack = Stack::start().await;
     let spawner = stack.processes().spawner().unwrap();
     for _ in 0..3 {
-        let (spares, _) = settled(spawner).await;
+        let (spares, _) = settled(&stack, spawner).await;
         // Its first process, or itself.
         let inits: Vec<u32> = spares.iter().flat_map(|spare| children(*spare)).collect();
         kill(inits[0]);
