@@ -11,6 +11,7 @@ mod commands;
 mod crash;
 mod damage;
 mod data;
+mod differ;
 mod disk;
 mod files;
 mod full;
