@@ -81,10 +81,14 @@ pub(crate) enum Command {
         /// The backup.
         from: PathBuf,
     },
-    /// Explain an error code.
+    /// Explain an error code; or, with `session` and an id, what holds a live
+    /// session, measured from its process.
     Explain {
         /// The code, such as session_busy; all of them if left out.
         code: Option<String>,
+        /// The session to measure.
+        #[arg(requires = "code")]
+        session: Option<SessionId>,
     },
     /// Work with the configuration.
     #[command(subcommand)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cloister_types::wire::{
     CancelAnswer, CreateSession, Deleted, ErrorBody, FileEntry, FileWritten, Health, OnBusy, Response as TurnResponse,
-    SendMessage, SessionRecord, Transcript,
+    SandboxReport, SendMessage, SessionRecord, Transcript,
 };
 use cloister_types::{ErrorCode, ResponseId, SessionId, WorkspacePath};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -136,6 +136,14 @@ impl Client {
     /// See [`ClientError`].
     pub async fn sessions(&self) -> Result<Vec<SessionRecord>> {
         self.json(self.request(Method::GET, "/v1/sessions")).await
+    }
+
+    /// Measures a session's sandbox.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn sandbox(&self, id: &SessionId) -> Result<SandboxReport> {
+        self.json(self.request(Method::GET, &format!("/v1/sessions/{id}/sandbox"))).await
     }
 
     /// Reads a session.

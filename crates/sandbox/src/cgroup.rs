@@ -160,6 +160,39 @@ fn set_limit(version: u8, controller: &str, folder: &Path, limits: &Limits) -> i
     }
 }
 
+/// The limits that hold for a process, as its groups say now: controller, and
+/// limit with its unit.
+pub(crate) fn in_force(pid: i32) -> Vec<(&'static str, String)> {
+    let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut limits = Vec::new();
+    for line in membership.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(id), Some(names), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let version = if id == "0" && names.is_empty() { 2 } else { 1 };
+        let Some(mount) = mount_point(&mounts, version, names) else { continue };
+        let folder = mount.join(path.trim_start_matches('/'));
+        let read = |file: &str| Some(fs::read_to_string(folder.join(file)).ok()?.trim().to_owned());
+        let (memory, cpu) = match version {
+            1 => {
+                let quota = read("cpu.cfs_quota_us").filter(|quota| quota != "-1");
+                (read("memory.limit_in_bytes"), quota.zip(read("cpu.cfs_period_us")))
+            }
+            _ => {
+                let cpu = read("cpu.max");
+                let cpu = cpu.as_deref().and_then(|cpu| cpu.split_once(' ')).filter(|(quota, _)| *quota != "max");
+                (read("memory.max"), cpu.map(|(quota, period)| (quota.to_owned(), period.to_owned())))
+            }
+        };
+        // Version 1 has no word for "no limit": it is a number near 2^63.
+        let limited = |limit: &String| limit.parse::<u64>().is_ok_and(|bytes| bytes < 1 << 60);
+        limits.extend(memory.filter(limited).map(|bytes| ("memory", format!("{bytes} bytes"))));
+        limits.extend(cpu.map(|(quota, period)| ("cpu", format!("{quota} of every {period} µs"))));
+        limits.extend(read("pids.max").filter(|most| most != "max").map(|most| ("pids", most)));
+    }
+    limits
+}
+
 /// Where a hierarchy is mounted: `names` are its controllers (version 1).
 fn mount_point(mounts: &str, version: u8, names: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use cloister_types::SessionId;
 use cloister_types::link::{Enforced, FrameReader, Signal};
 use cloister_types::scope::{FileAccess, SESSIONS};
+use cloister_types::wire::Measured;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, socketpair,
@@ -28,6 +29,7 @@ use crate::confine::Limits;
 use crate::doctor;
 use crate::files::{View, remove_tree};
 use crate::identity::Identity;
+use crate::measure;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
 use crate::run::RunFolder;
 use crate::survive::survivors;
@@ -291,6 +293,15 @@ impl Host {
     /// The run folder cannot be read.
     pub fn survivors(&self) -> std::io::Result<Vec<Left>> {
         survivors(&self.run)
+    }
+
+    /// What the kernel says of a session's sandbox; nothing if none is alive.
+    #[must_use]
+    pub fn measure(&self, session: &SessionId) -> Vec<Measured> {
+        let folders = std::fs::read_dir(&self.run).into_iter().flatten().flatten();
+        let folders = folders.map(|entry| RunFolder::new(entry.path()));
+        let mut of_session = folders.filter(|folder| folder.session().as_ref() == Some(session));
+        of_session.find_map(|folder| folder.init()).map(measure::measure).unwrap_or_default()
     }
 
     /// Removes the private folders of sessions that `lives` does not know.

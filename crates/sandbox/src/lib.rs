@@ -26,6 +26,7 @@ mod cgroup;
 mod extent;
 mod init;
 mod launch;
+mod measure;
 mod spare;
 mod supervisor;
 mod survive;

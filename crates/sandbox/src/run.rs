@@ -135,6 +135,12 @@ impl RunFolder {
         serde_json::from_slice(&std::fs::read(self.path.join(ABOUT)).ok()?).ok()
     }
 
+    /// The sandbox's first process, if it is alive.
+    pub(crate) fn init(&self) -> Option<i32> {
+        let about = self.about().filter(|about| about.boot == boot_id())?;
+        about.init.is_alive().then(|| about.init.pid())
+    }
+
     /// The spool of a turn, from `offset` on; `None` if there is none here.
     ///
     /// # Errors

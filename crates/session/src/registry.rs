@@ -8,7 +8,7 @@ use cloister_sandbox::files::View;
 use cloister_sandbox::host::Host;
 use cloister_store::{Store, StoredSession};
 use cloister_types::link::Enforced;
-use cloister_types::wire::{SessionRecord, SessionStatus};
+use cloister_types::wire::{SandboxReport, SessionRecord, SessionStatus};
 use cloister_types::{ErrorCode, ResponseId, SessionId};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
@@ -226,6 +226,17 @@ impl Sessions {
             last_response: last.and_then(|turn| turn.as_last_response()),
             sandbox: session.enforced.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         })
+    }
+
+    /// Measures a session's sandbox.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn measure(&self, id: &SessionId) -> Result<SandboxReport, SessionError> {
+        self.find(id)?;
+        let (host, id) = (self.host.clone(), id.clone());
+        let measured = blocking(move || Ok::<_, SessionError>(host.measure(&id))).await?;
+        Ok(SandboxReport { live: !measured.is_empty(), measured })
     }
 
     /// Follows a turn of a session: events after `after`, then live.

@@ -108,6 +108,44 @@ pub struct LastResponse {
     pub error: Option<ErrorBody>,
 }
 
+/// One restriction of a live sandbox, as the kernel says it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Measured {
+    /// The restriction: `capabilities`, `namespaces`, ...
+    pub what: String,
+    /// What was read.
+    pub seen: String,
+    /// Is it as it must be?
+    pub verdict: Verdict,
+}
+
+/// What to think of a measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it must be.
+    Holds,
+    /// Less than there could be on another machine, or as root; `cloister
+    /// doctor` says how to get it.
+    Weaker,
+    /// This server may not look.
+    Unknown,
+    /// Not as it must be: the sandbox is not one.
+    Broken,
+}
+
+/// A session's sandbox, measured while it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SandboxReport {
+    /// Is there a sandbox? A session that is asleep has none.
+    pub live: bool,
+    /// Every restriction that can be seen from outside.
+    pub measured: Vec<Measured>,
+}
+
 /// A session, as created and as read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

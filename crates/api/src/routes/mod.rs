@@ -26,6 +26,7 @@ pub(crate) fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(system::openapi))
         .routes(routes!(sessions::create, sessions::list, sessions::delete_matching))
         .routes(routes!(sessions::get, sessions::delete))
+        .routes(routes!(sessions::sandbox))
         .routes(routes!(messages::send, history::transcript))
         .routes(routes!(history::list))
         .routes(routes!(history::get))

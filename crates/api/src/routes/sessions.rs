@@ -8,7 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use cloister_session::SessionError;
-use cloister_types::wire::{CreateSession, Deleted, ErrorBody, SessionRecord};
+use cloister_types::wire::{CreateSession, Deleted, ErrorBody, SandboxReport, SessionRecord};
 use cloister_types::{ErrorCode, SessionId, duration};
 use serde::Deserialize;
 use serde_json::Value;
@@ -135,6 +135,17 @@ pub(super) async fn get(
 ) -> Answer<Json<SessionRecord>> {
     let wait = super::history::wait(query(wait)?.wait.as_deref())?;
     Ok(Json(api.sessions.get_when_idle(&session_id(&id)?, wait).await?))
+}
+
+/// Measure a session's sandbox: what the kernel says it is held by, read while
+/// it lives.
+#[utoipa::path(
+    get, path = "/v1/sessions/{id}/sandbox", tag = "sessions",
+    params(("id" = String, Path)),
+    responses((status = 200, body = SandboxReport), (status = 404, body = ErrorBody))
+)]
+pub(super) async fn sandbox(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Answer<Json<SandboxReport>> {
+    Ok(Json(api.sessions.measure(&session_id(&id)?).await?))
 }
 
 /// Destroy a session. Workspace files and `.memory/` stay.

@@ -19,7 +19,10 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
         Command::Doctor => machine::doctor(output),
         Command::Backup { to } => servers::backup(server, &to, output),
         Command::Restore { from } => servers::restore(server, &from, output).await,
-        Command::Explain { code } => machine::explain(code.as_deref(), output),
+        Command::Explain { code, session: Some(id) } if code.as_deref() == Some("session") => {
+            session::explain(&client(server)?, &id, output).await
+        }
+        Command::Explain { code, .. } => machine::explain(code.as_deref(), output),
         Command::Config(command) => machine::config(command, output),
         Command::Key(command) => servers::key(server, command, output).await,
         Command::Run(options) => session::run(&client(server)?, options, output).await,

@@ -4,7 +4,7 @@ use cloister_client::{Client, Events};
 use cloister_types::SessionId;
 use cloister_types::scope::FileAccess;
 use cloister_types::transcript::Entry;
-use cloister_types::wire::{CreateSession, OnBusy, SendMessage, SessionRecord};
+use cloister_types::wire::{CreateSession, Measured, OnBusy, SendMessage, SessionRecord, Verdict};
 
 use crate::arguments::{NewArguments, RunArguments, SessionCommand};
 use crate::output::{Failure, Output};
@@ -15,6 +15,31 @@ pub(super) async fn run(client: &Client, options: RunArguments, output: Output) 
     output.aside(&format!("session {}", session.id));
     let events = client.message(&session.id, &options.message, None).await?;
     follow(&session.id, events, output).await
+}
+
+/// What the kernel says a session is held by.
+pub(super) async fn explain(client: &Client, id: &SessionId, output: Output) -> Result<(), Failure> {
+    let report = client.sandbox(id).await?;
+    if output.json {
+        return output.value(&report, "");
+    }
+    if !report.live {
+        return output.data("asleep: the session has no process; its next message starts one");
+    }
+    for Measured { what, seen, verdict } in &report.measured {
+        let mark = match verdict {
+            Verdict::Holds => "holds  ",
+            Verdict::Weaker => "weaker ",
+            Verdict::Unknown => "unknown",
+            Verdict::Broken => "BROKEN ",
+        };
+        output.data(&format!("{mark} {what}: {seen}"))?;
+    }
+    if report.measured.iter().any(|measured| measured.verdict == Verdict::Broken) {
+        return Err(Failure::new("a restriction of the sandbox does not hold"));
+    }
+    output.next("cloister doctor");
+    Ok(())
 }
 
 pub(super) async fn session(client: &Client, command: SessionCommand, output: Output) -> Result<(), Failure> {

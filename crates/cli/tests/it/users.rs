@@ -2,7 +2,8 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use cloister_testkit::{As, Stack};
+use cloister_testkit::{As, Stack, until};
+use cloister_types::wire::Verdict;
 use serde_json::json;
 
 /// Host user of a process.
@@ -80,4 +81,51 @@ async fn files_of_other_owners_keep_their_modes_on_both_surfaces() {
     let ask = json!({"file_access": {"read": ["readable"], "write": []}});
     let scoped = stack.session_with(ask).await.id;
     assert_eq!(stack.bash(&scoped, "cat readable").await.0, "host");
+}
+
+#[tokio::test]
+async fn what_holds_a_session_is_measured_from_its_process() {
+    for who in As::all() {
+        let stack = Stack::start_as(who).await;
+        let session = stack.session().await;
+        let report = stack.client.sandbox(&session).await.unwrap();
+        assert!(report.live);
+        let of = |what: &str| report.measured.iter().find(|measured| measured.what == what).unwrap();
+        for what in ["capabilities", "new privileges", "system calls", "resource limits", "out of memory"] {
+            assert_eq!(of(what).verdict, Verdict::Holds, "{who:?}: {:?}", of(what));
+        }
+        // A server that is not root may not look into some corners.
+        for what in ["namespaces", "mounts", "network"] {
+            let verdict = if who == As::Root { Verdict::Holds } else { of(what).verdict };
+            assert_eq!(of(what).verdict, verdict, "{who:?}: {:?}", of(what));
+            assert_ne!(of(what).verdict, Verdict::Broken, "{who:?}: {:?}", of(what));
+        }
+        let host_user = if who == As::Root { Verdict::Holds } else { Verdict::Weaker };
+        assert_eq!(of("host user").verdict, host_user, "{:?}", of("host user"));
+        if who == As::Root {
+            assert_eq!(of("control groups").verdict, Verdict::Holds, "{:?}", of("control groups"));
+            assert!(of("control groups").seen.contains("memory 2147483648 bytes"), "{:?}", of("control groups"));
+        }
+
+        // Measured, not repeated: what changes from outside shows.
+        let init = stack.processes().sandbox(session.as_str()).unwrap().init;
+        std::fs::write(format!("/proc/{init}/oom_score_adj"), "777").unwrap();
+        let report = stack.client.sandbox(&session).await.unwrap();
+        assert!(report.measured.iter().any(|measured| measured.seen.contains("777")), "{report:?}");
+        let said = std::process::Command::new(stack.executable())
+            .args(["explain", "session", session.as_str()])
+            .env("CLOISTER_URL", &stack.url)
+            .env("CLOISTER_KEY", &stack.key)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(said.status.success() && text.contains("holds   capabilities: none"), "{text}");
+
+        // A session that is asleep is not measured, one that does not exist not found.
+        cloister_testkit::kill(init);
+        until("it has no process", || stack.processes().sandbox(session.as_str()).is_none()).await;
+        assert!(!stack.client.sandbox(&session).await.unwrap().live);
+        stack.client.delete(&session).await.unwrap();
+        assert!(stack.client.sandbox(&session).await.is_err());
+    }
 }
