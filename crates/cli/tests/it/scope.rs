@@ -255,3 +255,16 @@ async fn other_sessions_folders_do_not_exist_even_with_the_whole_workspace() {
     let own: Value = stack.raw("GET", &format!("/v1/sessions/{a}/files/.sessions/{a}"), &[], b"").await.json();
     assert_eq!(own[0]["name"], "note");
 }
+
+#[tokio::test]
+async fn a_readable_path_above_a_writable_one_that_is_made_is_there() {
+    let stack = Stack::start().await;
+    // Nothing of it exists; the second is protected inside a writable path.
+    for (read, write) in [(json!(["p"]), json!(["p/q/r"])), (json!(["x/y"]), json!(["x", "x/y/z"]))] {
+        let session = stack.session_with(json!({"file_access": {"read": read, "write": write}})).await.id;
+        let inner = write.as_array().unwrap().last().unwrap().as_str().unwrap();
+        let (out, failed) =
+            stack.bash(&session, &format!("echo in > {inner}/f && cat {inner}/f; touch {inner}/../no")).await;
+        assert!(failed && out.starts_with("in\n") && out.contains("Read-only file system"), "{out}");
+    }
+}

@@ -42,6 +42,7 @@ pub(crate) fn build(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Res
 
     restore_modes(workspace);
     // The private folder first: it must exist whatever the scope says.
+    builder.make_writable(plan);
     let own = builder.source(&Bind { path: plan.own.clone(), access: Access::Write, absent: IfAbsent::Create })?;
     match plan.root {
         Root::Workspace(access) => builder.whole_workspace(access, plan)?,
@@ -68,6 +69,17 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// Makes the writable paths that are absent, before anything is looked at:
+    /// a readable path above one of them is there then. What cannot be made is
+    /// reported when it is bound.
+    fn make_writable(&self, plan: &Plan) {
+        for Bind { path, .. } in plan.binds.iter().filter(|bind| bind.absent == IfAbsent::Create) {
+            if matches!(handle(self.workspace, path.to_bytes()), Err(Errno::NOENT)) {
+                let _ = self.identity.act(|| make_folders(self.workspace, path));
+            }
+        }
+    }
+
     /// The workspace itself as the mount point, with a sealed `.sessions`
     /// over the real one.
     fn whole_workspace(&mut self, access: Access, plan: &Plan) -> Result<(), ViewError> {
