@@ -254,6 +254,16 @@ impl Host {
     /// # Errors
     /// [`HostError::Refused`] names the step that the kernel refused.
     pub fn launch(&self, session: &SessionId, view: &View) -> Result<Launched, HostError> {
+        match self.launch_once(session, view) {
+            // A spare that died as it was claimed; nothing of it is left.
+            Err(HostError::Gone(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                self.launch_once(session, view)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn launch_once(&self, session: &SessionId, view: &View) -> Result<Launched, HostError> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
         // Before anything is started: what dies half way is found by it.
