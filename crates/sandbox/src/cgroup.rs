@@ -113,12 +113,12 @@ impl Cgroups {
         Ok(())
     }
 
-    /// The groups of a session that has none.
+    /// The groups of a sandbox that has none.
     pub(crate) fn none(&self) -> SessionGroups {
         SessionGroups { folders: Vec::new() }
     }
 
-    /// Removes this process's folders; they are empty once no session is left.
+    /// Removes this process's folders; they are empty once no sandbox is left.
     pub(crate) fn remove(&self) {
         for hierarchy in &self.hierarchies {
             let _ = fs::remove_dir(&hierarchy.home);

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::spool::SpoolError;
+
 /// Name of the file that belongs to a spool.
 pub(crate) fn name(spool: &str) -> String {
     format!("{spool}.length")
@@ -25,7 +27,7 @@ impl Extent {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(folder, name(spool), flags, Mode::from_raw_mode(0o600))?;
         let extent = Self { file };
-        // Takes its block now: later writes need no space.
+        // Takes its block now: on most file systems later writes need no space.
         extent.note(0)?;
         Ok(extent)
     }
@@ -40,15 +42,18 @@ impl Extent {
 }
 
 /// Bytes of a spool that were on disk; 0 if nothing is said.
-pub(crate) fn read(folder: &Path, spool: &str) -> std::io::Result<u64> {
+///
+/// # Errors
+/// [`SpoolError::Length`] for what was not written by [`Extent`].
+pub(crate) fn read(folder: &Path, spool: &str) -> Result<u64, SpoolError> {
     let text = match std::fs::read_to_string(folder.join(name(spool))) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return Err(SpoolError::Length),
         text => text?,
     };
-    let unreadable = |_| std::io::Error::new(std::io::ErrorKind::InvalidData, "a spool's length is unreadable");
     // Made a moment before a power cut, it may hold nothing yet.
     let digits = text.trim_matches(['\0', '\n']);
-    if digits.is_empty() { Ok(0) } else { digits.parse().map_err(unreadable) }
+    if digits.is_empty() { Ok(0) } else { digits.parse().map_err(|_| SpoolError::Length) }
 }
 
 #[cfg(test)]

@@ -272,7 +272,8 @@ impl Host {
         std::fs::DirBuilder::new().mode(0o700).create(folder.path())?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(folder.path(), flags, Mode::empty())?;
-        let request = Request::Launch { session: session.clone(), launch };
+        let one_file_system = view.is_on_device(rustix::fs::fstat(&self.workspace)?.st_dev);
+        let request = Request::Launch { session: session.clone(), launch, one_file_system };
         let answer = self
             .ask(&request, &[theirs.as_fd(), view.tree(), handle.as_fd()], Some(view.generation()))
             .and_then(|_| {

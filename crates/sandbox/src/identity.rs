@@ -7,14 +7,14 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use crate::launch;
 use crate::sys::{self, Forked};
 
-/// Host user and group of the sandboxes in root mode. It lies in a range that
+/// Host user and group that own the workspace in root mode. It lies in a range that
 /// neither distributions, systemd nor the subordinate-id helpers hand out
 /// (systemd's "uids, gids" page leaves 1879048192..2147483647 unused).
 pub const ROOT_MODE_ID: u32 = 1_900_000_000;
 /// Host users of single sandboxes, above the one that owns the workspace.
 const SANDBOX_IDS: std::ops::Range<u32> = ROOT_MODE_ID + 1..ROOT_MODE_ID + (1 << 24);
 
-/// The host identity that owns the workspace's files.
+/// A host identity: the one that owns the workspace's files, or a sandbox's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// Host user id.
@@ -89,16 +89,15 @@ impl SandboxIds {
 /// A user namespace for `map_mount_owners`: what belongs to `owner` on disk is
 /// `user`'s, and whatever else there is keeps its owner.
 pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<OwnedFd> {
-    let Forked::Parent { pid, pidfd } = sys::fork_into(libc::CLONE_NEWUSER)? else {
-        // Lives for as long as it takes to read its namespace.
-        loop {
-            std::thread::park();
-        }
-    };
+    let parent = rustix::process::getpid();
+    let Forked::Parent { pid, pidfd } = sys::fork_into(libc::CLONE_NEWUSER)? else { be_a_namespace(parent) };
     let made = (|| {
         for (file, owner, user) in [("uid_map", owner.uid, user.uid), ("gid_map", owner.gid, user.gid)] {
-            let above = SANDBOX_IDS.end;
-            let map = format!("0 0 {owner}\n{owner} {user} 1\n{above} {above} {}\n", u32::MAX - above);
+            let same = |from: u32, to: u32| format!("{from} {from} {}\n", to - from);
+            let mut map = same(0, owner) + &format!("{owner} {user} 1\n") + &same(user + 1, u32::MAX);
+            if owner + 1 < user {
+                map += &same(owner + 1, user);
+            }
             std::fs::write(format!("/proc/{pid}/{file}"), map)?;
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -106,6 +105,18 @@ pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<Own
     })();
     launch::end(&pidfd);
     made
+}
+
+/// Lives for as long as it takes to read its namespace, and never longer than
+/// the parent, of which it keeps nothing.
+fn be_a_namespace(parent: rustix::process::Pid) -> ! {
+    let dies_along = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).is_ok();
+    if dies_along && sys::close_from(0).is_ok() && rustix::process::getppid() == Some(parent) {
+        loop {
+            std::thread::park();
+        }
+    }
+    std::process::exit(1)
 }
 
 /// Does this process's user namespace know the sandboxes' host user?

@@ -90,7 +90,8 @@ pub(crate) struct Prepared {
     sandbox: Sandbox,
 }
 
-/// Prepares a sandbox on `root`. Called in the supervisor.
+/// Prepares a sandbox on `root`. Called in the process that becomes its
+/// supervisor.
 pub(crate) fn prepare(
     root: OwnedFd,
     groups: &SessionGroups,
@@ -160,7 +161,7 @@ fn hear(control: &OwnedFd) -> Result<(Standing, Vec<OwnedFd>), Refused> {
     }
 }
 
-/// Maps the inside user to the identity that owns the workspace, and nobody else.
+/// Maps the inside user to the sandbox's host user, and nobody else.
 fn map_ids(pid: i32, identity: Identity) -> Result<(), Refused> {
     let write = |file: &str, text: String| {
         fs::write(format!("/proc/{pid}/{file}"), text).map_err(Refused::at(&format!("write {file}")))

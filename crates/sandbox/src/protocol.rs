@@ -60,6 +60,8 @@ pub(crate) enum Request {
         session: SessionId,
         /// What its supervisor is known by.
         launch: String,
+        /// The view shows files of the workspace's own file system alone.
+        one_file_system: bool,
     },
 }
 

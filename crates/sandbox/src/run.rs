@@ -18,7 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::extent;
-use crate::spool::Reader;
+use crate::spool::{Reader, SpoolError};
 
 /// The socket's name in the folder.
 pub(crate) const SOCKET: &str = "socket";
@@ -157,8 +157,8 @@ impl RunFolder {
     /// somebody has cut or deleted it.
     ///
     /// # Errors
-    /// The system's.
-    pub fn written(&self, turn: &ResponseId, attempt: u32) -> std::io::Result<u64> {
+    /// [`SpoolError::Length`], or the system's.
+    pub fn written(&self, turn: &ResponseId, attempt: u32) -> Result<u64, SpoolError> {
         extent::read(&self.path, &spool_name(turn, attempt))
     }
 

@@ -69,8 +69,8 @@ impl Spare {
 #[derive(Default)]
 pub(crate) struct Spares {
     kept: Vec<Spare>,
-    /// One could not be made: the next launch says why, and whether it is
-    /// worth trying again.
+    /// One could not be made, or died: the next launch says why, and whether
+    /// it is worth trying again.
     resting: bool,
 }
 
@@ -88,8 +88,9 @@ impl Spares {
     /// One for a session, rather one that stands than one in the making.
     pub(crate) fn take(&mut self) -> Option<Spare> {
         self.resting = false;
-        let at = self.kept.iter().position(|spare| spare.stands).or_else(|| self.kept.len().checked_sub(1))?;
-        Some(self.kept.remove(at))
+        // The first is the oldest.
+        let at = self.kept.iter().position(|spare| spare.stands).unwrap_or(0);
+        (at < self.kept.len()).then(|| self.kept.remove(at))
     }
 
     /// What to poll, in an order that [`Spares::hear`] knows.
@@ -180,8 +181,61 @@ fn claimed(channel: &OwnedFd, prepared: Option<&Prepared>) -> Option<(Post, Owne
         if waiting[0].revents().is_empty() {
             return None;
         }
-        let (Claim { session, launch }, fds) = protocol::receive(channel).ok()??;
+        let (Claim { session, launch }, fds) = match protocol::receive(channel) {
+            // The spawner has hung up, as it does after a claim, and had not
+            // read our word: said once, and the claim is still to come.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => continue,
+            received => received.ok()??,
+        };
         let [link, folder, workspace] = <[OwnedFd; 3]>::try_from(fds).ok()?;
         return Some((Post { link, folder, session, launch }, workspace));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    fn post() -> (Post, OwnedFd) {
+        let file = || OwnedFd::from(tempfile::tempfile().unwrap());
+        let session = SessionId::from_random([7; 6]);
+        (Post { link: file(), folder: file(), session, launch: "launch".into() }, file())
+    }
+
+    #[test]
+    fn a_claim_arrives_whether_or_not_the_spares_word_was_read() {
+        for read in [false, true] {
+            let (ours, theirs) =
+                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            let mut spares = Spares::default();
+            spares.keep(Some(Spare::new(ours)));
+            protocol::send(&theirs, &Stands(true), &[]).unwrap();
+            if read {
+                spares.hear(&[true]);
+            }
+            let (post, workspace) = post();
+            assert!(spares.take().unwrap().claim(&post, &workspace));
+            let (claimed, _) = claimed(&theirs, None).expect("the claim");
+            assert_eq!((claimed.session, claimed.launch.as_str()), (post.session, "launch"), "{read}");
+        }
+    }
+
+    #[test]
+    fn one_that_ends_or_does_not_stand_is_not_kept_and_not_followed_at_once() {
+        for last_word in [None, Some(Stands(false))] {
+            let (ours, theirs) =
+                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            let mut spares = Spares::default();
+            spares.keep(Some(Spare::new(ours)));
+            assert!(spares.wants());
+            if let Some(word) = last_word {
+                protocol::send(&theirs, &word, &[]).unwrap();
+            }
+            drop(theirs);
+            spares.hear(&[true]);
+            assert!(!spares.wants() && spares.take().is_none());
+            assert!(spares.wants(), "a launch may try again");
+        }
     }
 }

@@ -78,7 +78,7 @@ struct Spawner {
     cgroups: Cgroups,
     spares: Spares,
     /// Every process that was started, with the groups of its sandbox.
-    sessions: HashMap<Pid, SessionGroups>,
+    started: HashMap<Pid, SessionGroups>,
 }
 
 /// A process of one thread with a mount namespace of its own, and as an
@@ -115,13 +115,9 @@ impl Spawner {
         match Self::prepare(identity, setup) {
             Ok((workspace, base, children)) => {
                 let ids = own_users(&workspace, identity);
-                let mut enforced = cgroups.enforced(identity);
-                if ids.is_some() {
-                    enforced.host_user = "own".into();
-                }
-                let terms = Terms { owner: identity, limits: setup.limits, enforced };
-                let (spares, sessions) = (Spares::default(), HashMap::new());
-                Ok(Self { control, children, workspace, base, ids, terms, cgroups, spares, sessions })
+                let terms = Terms { owner: identity, limits: setup.limits, enforced: cgroups.enforced(identity) };
+                let (spares, started) = (Spares::default(), HashMap::new());
+                Ok(Self { control, children, workspace, base, ids, terms, cgroups, spares, started })
             }
             Err(fatal) => {
                 cgroups.remove();
@@ -164,8 +160,8 @@ impl Spawner {
             let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
             drop(waiting);
             if woken == 0 {
-                let spare = self.make();
-                self.spares.keep(spare);
+                let spare = self.make(true);
+                self.spares.keep(spare.ok());
                 continue;
             }
             self.spares.hear(&ready[2..]);
@@ -197,10 +193,10 @@ impl Spawner {
                     Err(error) => protocol::send(&fds[0], &ViewReply::Kernel(error.to_string()), &[]),
                 };
             }
-            (Request::Launch { session, launch }, 3) => {
+            (Request::Launch { session, launch, one_file_system }, 3) => {
                 let mut fds = fds.into_iter();
                 if let (Some(link), Some(view), Some(folder)) = (fds.next(), fds.next(), fds.next()) {
-                    self.launch(&Post { link, folder, session, launch }, view);
+                    self.launch(&Post { link, folder, session, launch }, view, one_file_system);
                 }
             }
             // Only our own server talks here; a mismatch is a bug of ours, and
@@ -209,7 +205,7 @@ impl Spawner {
         }
     }
 
-    fn launch(&mut self, post: &Post, view: OwnedFd) {
+    fn launch(&mut self, post: &Post, view: OwnedFd, one_file_system: bool) {
         let workspace = match view::mounts::workspace_of(&view) {
             Ok(workspace) => workspace,
             Err(error) => {
@@ -217,18 +213,33 @@ impl Spawner {
                 return supervisor::refuse(&post.link, &Refused { step, answer: error.to_string() });
             }
         };
-        let kept = self.spares.take().is_some_and(|spare| spare.claim(post, &workspace));
-        if !kept && let Some(spare) = self.make() {
+        // Other file systems may not take an id-mapped mount: there the sandbox
+        // runs as the owner.
+        let own_user = one_file_system || self.ids.is_none();
+        if own_user && self.spares.take().is_some_and(|spare| spare.claim(post, &workspace)) {
+            return;
+        }
+        match self.make(own_user) {
             // If it is not heard of again, the closed link says so.
-            let _ = spare.claim(post, &workspace);
+            Ok(spare) => _ = spare.claim(post, &workspace),
+            Err(errno) => {
+                let step = "make a process for the sandbox".into();
+                supervisor::refuse(&post.link, &Refused { step, answer: errno.to_string() });
+            }
         }
     }
 
     /// Begins to make a sandbox, in a process of its own.
-    fn make(&mut self) -> Option<Spare> {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
-        let terms = self.terms.clone();
-        let user = self.ids.as_mut().map_or(terms.owner, SandboxIds::next);
+    fn make(&mut self, own_user: bool) -> rustix::io::Result<Spare> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let mut terms = self.terms.clone();
+        let user = match self.ids.as_mut().filter(|_| own_user) {
+            Some(ids) => {
+                terms.enforced.host_user = "own".into();
+                ids.next()
+            }
+            None => terms.owner,
+        };
         let root = self.base.sandbox_root(user, &terms.limits);
         let root = root.map_err(|error| Refused { step: "build the sandbox's root".into(), answer: error.to_string() });
         let (groups, root) = match self.cgroups.create(&terms.limits) {
@@ -252,13 +263,13 @@ impl Spawner {
             }
             Ok(Forked::Parent { pid, .. }) => {
                 if let Some(pid) = Pid::from_raw(pid) {
-                    self.sessions.insert(pid, groups);
+                    self.started.insert(pid, groups);
                 }
-                Some(Spare::new(ours))
+                Ok(Spare::new(ours))
             }
-            Err(_) => {
+            Err(errno) => {
                 groups.remove();
-                None
+                Err(errno)
             }
         }
     }
@@ -268,7 +279,7 @@ impl Spawner {
         while matches!(rustix::io::read(&self.children, &mut drained), Ok(1..)) {}
         while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
             // It removed its groups itself, unless it was killed.
-            if let Some(groups) = self.sessions.remove(&pid) {
+            if let Some(groups) = self.started.remove(&pid) {
                 groups.remove();
             }
         }
@@ -278,10 +289,10 @@ impl Spawner {
     /// collect them and their control groups.
     fn goodbye(&mut self) {
         self.spares.end();
-        while !self.sessions.is_empty() {
+        while !self.started.is_empty() {
             self.reap();
             let mut ended = [PollFd::new(&self.children, PollFlags::IN)];
-            if !self.sessions.is_empty() && !matches!(poll(&mut ended, None), Ok(_) | Err(Errno::INTR)) {
+            if !self.started.is_empty() && !matches!(poll(&mut ended, None), Ok(_) | Err(Errno::INTR)) {
                 break;
             }
         }

@@ -1,9 +1,12 @@
 //! Accepting connections, and draining them at the end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
@@ -96,8 +99,19 @@ impl Protocols {
     }
 
     async fn http2(self, router: Router, watcher: Watcher, stream: impl Stream) {
-        let connection = self.http2.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-        let _ = watcher.watch(connection).await;
+        // A client that agrees on it and then says nothing is not hyper's
+        // business; it is ours.
+        let asked = Arc::new(AtomicBool::new(false));
+        let (service, heard) = (TowerToHyperService::new(router), asked.clone());
+        let service = service_fn(move |request| {
+            heard.store(true, Ordering::Relaxed);
+            service.call(request)
+        });
+        let connection = watcher.watch(self.http2.serve_connection(TokioIo::new(stream), service));
+        tokio::pin!(connection);
+        if tokio::time::timeout(HEAD, &mut connection).await.is_err() && asked.load(Ordering::Relaxed) {
+            let _ = connection.await;
+        }
     }
 }
 

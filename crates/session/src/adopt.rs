@@ -163,7 +163,8 @@ impl Sessions {
 
 /// Is or was the spool of the turn's present attempt in there?
 fn holds_spool(folder: &RunFolder, turn: &StoredTurn) -> std::io::Result<bool> {
-    Ok(folder.spool(&turn.id, turn.attempt, 0)?.is_some() || folder.written(&turn.id, turn.attempt)? > 0)
+    let nothing_said = matches!(folder.written(&turn.id, turn.attempt), Ok(0));
+    Ok(folder.spool(&turn.id, turn.attempt, 0)?.is_some() || !nothing_said)
 }
 
 /// Ends a sandbox that nobody needs.

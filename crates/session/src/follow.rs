@@ -151,8 +151,8 @@ impl Sessions {
         };
         let copied = match copied {
             Ok(None) => {
-                let written = folder.written(&driver.turn, driver.mark.attempt)?;
-                driver.reaches(written).map(|()| None)
+                let written = folder.written(&driver.turn, driver.mark.attempt);
+                written.map_err(CopyError::from).and_then(|written| driver.reaches(written)).map(|()| None)
             }
             copied => copied,
         };
@@ -263,7 +263,7 @@ enum CopyError {
 impl From<SpoolError> for CopyError {
     fn from(error: SpoolError) -> Self {
         match error {
-            SpoolError::Damaged(_) | SpoolError::Short { .. } => Self::Damaged(error),
+            SpoolError::Damaged(_) | SpoolError::Short { .. } | SpoolError::Length => Self::Damaged(error),
             SpoolError::Io(error) => Self::Other(error.into()),
         }
     }

@@ -73,7 +73,9 @@ async fn a_spool_that_a_power_cut_left_anywhere_loses_no_finished_tool() {
 #[tokio::test]
 async fn a_spool_that_is_not_what_its_supervisor_wrote_ends_the_turn_by_name() {
     // While the supervisor lives, and once it has ended the turn.
-    for (damage, ended) in [("cut", false), ("lost", false), ("changed", false), ("cut", true), ("lost", true)] {
+    for (damage, ended) in
+        [("cut", false), ("lost", false), ("changed", false), ("cut", true), ("lost", true), ("garbled", true)]
+    {
         let provider = Scripted::start().await;
         let (stack, session, turn) = killed(&provider).await;
         let sandbox = stack.processes().sandbox(session.as_str()).unwrap();
@@ -85,6 +87,10 @@ async fn a_spool_that_is_not_what_its_supervisor_wrote_ends_the_turn_by_name() {
         let spool = spool(&stack, &turn);
         match damage {
             "lost" => std::fs::remove_file(&spool).unwrap(),
+            "garbled" => {
+                std::fs::remove_file(&spool).unwrap();
+                std::fs::write(spool.with_extension("1.length"), "nonsense").unwrap();
+            }
             "cut" => cut(&spool, std::fs::metadata(&spool).unwrap().len() / 2),
             _ => {
                 let mut bytes = std::fs::read(&spool).unwrap();

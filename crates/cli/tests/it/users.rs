@@ -1,8 +1,10 @@
 //! As whom sandboxes run on the host, and whose their files are.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use cloister_testkit::{As, Stack, until};
+use cloister_testkit::{As, Options, Stack, until};
 use cloister_types::wire::Verdict;
 use serde_json::json;
 
@@ -112,7 +114,7 @@ async fn what_holds_a_session_is_measured_from_its_process() {
         std::fs::write(format!("/proc/{init}/oom_score_adj"), "777").unwrap();
         let report = stack.client.sandbox(&session).await.unwrap();
         assert!(report.measured.iter().any(|measured| measured.seen.contains("777")), "{report:?}");
-        let said = std::process::Command::new(stack.executable())
+        let said = Command::new(stack.executable())
             .args(["explain", "session", session.as_str()])
             .env("CLOISTER_URL", &stack.url)
             .env("CLOISTER_KEY", &stack.key)
@@ -127,5 +129,49 @@ async fn what_holds_a_session_is_measured_from_its_process() {
         assert!(!stack.client.sandbox(&session).await.unwrap().live);
         stack.client.delete(&session).await.unwrap();
         assert!(stack.client.sandbox(&session).await.is_err());
+    }
+}
+
+/// A file system below the workspace that takes no id-mapped mount.
+struct Overlay {
+    at: PathBuf,
+}
+
+impl Overlay {
+    fn mount(parts: &Path, at: PathBuf) -> Self {
+        for name in ["lower", "upper", "work"] {
+            std::fs::create_dir(parts.join(name)).unwrap();
+        }
+        std::fs::create_dir_all(&at).unwrap();
+        let parts = parts.display();
+        let options = format!("lowerdir={parts}/lower,upperdir={parts}/upper,workdir={parts}/work");
+        let mount = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&at).status().unwrap();
+        assert!(mount.success());
+        std::os::unix::fs::chown(&at, Some(1_900_000_000), Some(1_900_000_000)).unwrap();
+        Self { at }
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.at).status();
+    }
+}
+
+#[tokio::test]
+async fn a_view_over_another_file_system_is_the_owners() {
+    if !As::all().contains(&As::Root) {
+        return;
+    }
+    let (folder, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let _overlay = Overlay::mount(parts.path(), folder.path().join("data/workspace/disk"));
+    let stack = Stack::on(folder, Options::default()).await;
+    for (write, host_user) in [(json!(["disk", "d"]), "tenant"), (json!(["d"]), "own"), (json!(["disk/a"]), "tenant")] {
+        let record = stack.session_with(json!({"file_access": {"read": [], "write": write}})).await;
+        assert_eq!(record.sandbox.unwrap().host_user, host_user, "{write}");
+        let inner = write[0].as_str().unwrap();
+        let (out, failed) =
+            stack.bash(&record.id, &format!("echo in > {inner}/f; stat -c %u {inner}/f; cat {inner}/f")).await;
+        assert_eq!((out.as_str(), failed), ("1000\nin\n", false), "{write}");
     }
 }

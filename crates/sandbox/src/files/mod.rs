@@ -136,6 +136,11 @@ impl View {
         Ok(Self { tree, sources, identity, skeleton, outside, root_mount, generation })
     }
 
+    /// Does everything that it shows lie on one device?
+    pub(crate) fn is_on_device(&self, device: u64) -> bool {
+        self.sources.iter().filter_map(|source| source.identity).all(|(of, _)| of == device)
+    }
+
     /// Which of the host's spawners built it.
     pub(crate) fn generation(&self) -> u64 {
         self.generation

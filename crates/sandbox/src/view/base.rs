@@ -1,5 +1,5 @@
 //! What every sandbox of a tenant has in common: the host's programs, a
-//! minimal `/etc`, a few devices. Built once and cloned for each session.
+//! minimal `/etc`, a few devices. Built once and cloned for each sandbox.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
