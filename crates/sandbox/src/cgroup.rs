@@ -40,15 +40,8 @@ const WANTED: [&str; 3] = ["memory", "cpu", "pids"];
 impl Cgroups {
     /// Finds the usable hierarchies and makes this process's folder in each.
     pub(crate) fn probe() -> Self {
-        let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
-        for line in membership.lines() {
-            let mut fields = line.splitn(3, ':');
-            let (Some(id), Some(names), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
-            let version = if id == "0" && names.is_empty() { 2 } else { 1 };
-            let Some(mount) = mount_point(&mounts, version, names) else { continue };
-            let own = mount.join(path.trim_start_matches('/'));
+        for Group { version, names, folder: own } in groups_of("self") {
             let controllers: Vec<&'static str> = if version == 2 {
                 let offered = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
                 WANTED.into_iter().filter(|name| offered.split_whitespace().any(|other| other == *name)).collect()
@@ -163,15 +156,8 @@ fn set_limit(version: u8, controller: &str, folder: &Path, limits: &Limits) -> i
 /// The limits that hold for a process, as its groups say now: controller, and
 /// limit with its unit.
 pub(crate) fn in_force(pid: i32) -> Vec<(&'static str, String)> {
-    let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut limits = Vec::new();
-    for line in membership.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(id), Some(names), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        let version = if id == "0" && names.is_empty() { 2 } else { 1 };
-        let Some(mount) = mount_point(&mounts, version, names) else { continue };
-        let folder = mount.join(path.trim_start_matches('/'));
+    for Group { version, folder, .. } in groups_of(&pid.to_string()) {
         let read = |file: &str| Some(fs::read_to_string(folder.join(file)).ok()?.trim().to_owned());
         let (memory, cpu) = match version {
             1 => {
@@ -191,6 +177,28 @@ pub(crate) fn in_force(pid: i32) -> Vec<(&'static str, String)> {
         limits.extend(read("pids.max").filter(|most| most != "max").map(|most| ("pids", most)));
     }
     limits
+}
+
+/// A group that a process is in.
+struct Group {
+    version: u8,
+    /// Its hierarchy's controllers (version 1).
+    names: String,
+    folder: PathBuf,
+}
+
+/// The groups of a process, in the hierarchies that are mounted here.
+fn groups_of(pid: &str) -> Vec<Group> {
+    let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let group = |line: &str| {
+        let mut fields = line.splitn(3, ':');
+        let (id, names, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let version = if id == "0" && names.is_empty() { 2 } else { 1 };
+        let folder = mount_point(&mounts, version, names)?.join(path.trim_start_matches('/'));
+        Some(Group { version, names: names.to_owned(), folder })
+    };
+    membership.lines().filter_map(group).collect()
 }
 
 /// Where a hierarchy is mounted: `names` are its controllers (version 1).
