@@ -49,12 +49,10 @@ fn unreadable(what: &str) -> Measured {
     Measured { what: what.to_owned(), seen, verdict: Verdict::Unknown }
 }
 
-fn weaker(measured: Measured, when: bool) -> Measured {
-    if when && measured.verdict == Verdict::Broken {
-        Measured { verdict: Verdict::Weaker, ..measured }
-    } else {
-        measured
-    }
+/// What does not hold is less than there could be, and not a fault.
+fn at_worst_weaker(measured: Measured) -> Measured {
+    let verdict = if measured.verdict == Verdict::Broken { Verdict::Weaker } else { measured.verdict };
+    Measured { verdict, ..measured }
 }
 
 impl Process {
@@ -72,7 +70,9 @@ fn host_user(process: &Process) -> Measured {
     let uid = process.field("Uid").split_whitespace().next().and_then(|uid| uid.parse::<u32>().ok());
     let Some(uid) = uid else { return unreadable("host user") };
     if uid == own {
-        return weaker(measured("host user", format!("{uid}, the server's own"), false), own != 0);
+        let shared = measured("host user", format!("{uid}, the server's own"), false);
+        // Only root can give another one.
+        return if own == 0 { shared } else { at_worst_weaker(shared) };
     }
     measured("host user", format!("{uid}, not the server's"), uid != 0)
 }
@@ -158,7 +158,7 @@ fn control_groups(process: &Process) -> Measured {
     let seen: Vec<_> = limits.iter().map(|(name, limit)| format!("{name} {limit}")).collect();
     let seen = if seen.is_empty() { "none".to_owned() } else { seen.join(", ") };
     let holds = ["memory", "cpu", "pids"].iter().all(|name| limits.iter().any(|(of, _)| of == name));
-    weaker(measured("control groups", seen, holds), true)
+    at_worst_weaker(measured("control groups", seen, holds))
 }
 
 fn resource_limits(process: &Process) -> Measured {
