@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Takes the link from standard input, which no tool may inherit.
 pub(crate) fn take() -> std::io::Result<(Commands, OwnedWriteHalf)> {
@@ -43,22 +43,25 @@ impl Commands {
     }
 
     /// Listens in the background: the first receiver turns true on a cancel,
-    /// the second holds the last ticket that is on disk. Without a supervisor
+    /// the second holds the last ticket that is on disk, the third yields what
+    /// is said of limits. Without a supervisor
     /// there is nobody to work for, so that ends the process.
-    pub(crate) fn listen(mut self) -> (watch::Receiver<bool>, watch::Receiver<u64>) {
+    pub(crate) fn listen(mut self) -> (watch::Receiver<bool>, watch::Receiver<u64>, mpsc::Receiver<Vec<String>>) {
         let (cancel, cancelled) = watch::channel(false);
         let (disk, durable) = watch::channel(0);
+        let (told, limits) = mpsc::channel(1);
         tokio::spawn(async move {
             while let Ok(Some(command)) = self.next().await {
                 match command {
                     ToAgent::Cancel => _ = cancel.send(true),
                     ToAgent::Durable { ticket } => _ = disk.send(ticket),
+                    ToAgent::Limits { met } => _ = told.send(met).await,
                     ToAgent::Start(_) => break,
                 }
             }
             std::process::exit(1);
         });
-        (cancelled, durable)
+        (cancelled, durable, limits)
     }
 }
 
@@ -66,12 +69,17 @@ impl Commands {
 pub(crate) struct Facts {
     socket: OwnedWriteHalf,
     durable: watch::Receiver<u64>,
+    limits: mpsc::Receiver<Vec<String>>,
     ticket: u64,
 }
 
 impl Facts {
-    pub(crate) fn new(socket: OwnedWriteHalf, durable: watch::Receiver<u64>) -> Self {
-        Self { socket, durable, ticket: 0 }
+    pub(crate) fn new(
+        socket: OwnedWriteHalf,
+        durable: watch::Receiver<u64>,
+        limits: mpsc::Receiver<Vec<String>>,
+    ) -> Self {
+        Self { socket, durable, limits, ticket: 0 }
     }
 
     /// Waits until everything sent so far is on disk; false if a cancel came
@@ -87,6 +95,13 @@ impl Facts {
                 durable.map(|_| true).map_err(|_| std::io::Error::other("the supervisor is gone"))
             }
         }
+    }
+
+    /// Which limits the session has met since this was last asked: why a tool
+    /// may have failed.
+    pub(crate) async fn limits_met(&mut self) -> std::io::Result<Vec<String>> {
+        self.send(&FromAgent::AskLimits).await?;
+        self.limits.recv().await.ok_or_else(|| std::io::Error::other("the supervisor is gone"))
     }
 
     /// Sends one fact.

@@ -1,5 +1,7 @@
 //! The driver of a turn: does what [`crate::step`] decides.
 
+use std::fmt::Write;
+
 use cloister_types::event::EventKind;
 use cloister_types::link::{FromAgent, Outcome, ToAgent, TurnStart};
 use cloister_types::transcript::{Entry, Stop, Usage};
@@ -27,8 +29,8 @@ pub async fn run() -> std::io::Result<()> {
         Some(ToAgent::Start(start)) => *start,
         _ => return Err(std::io::Error::other("expected a turn")),
     };
-    let (cancel, durable) = commands.listen();
-    let mut facts = Facts::new(socket, durable);
+    let (cancel, durable, limits) = commands.listen();
+    let mut facts = Facts::new(socket, durable, limits);
     let (steps, action) = Steps::take_up(start.limits, start.model.price, turn_so_far(&start));
     let mut turn = Turn {
         toolbox: Toolbox::new(&start.session_id, &start.response_id, start.attempt),
@@ -171,7 +173,13 @@ impl Turn {
                 cancelled = now;
                 outputs
             };
-            for (call, output) in outputs {
+            for (call, mut output) in outputs {
+                // A program knows that it failed, not that a limit was the cause.
+                if output.is_error && !cancelled && call.name == "bash" {
+                    for met in facts.limits_met().await? {
+                        let _ = write!(output.content, "\n[{met}]");
+                    }
+                }
                 self.answer_call(facts, call, output).await?;
             }
         }

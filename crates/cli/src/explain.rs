@@ -14,6 +14,7 @@ pub(crate) const PAGES: &[(&str, &str)] = &[
     ("conflict", include_str!("../../../docs/errors/conflict.md")),
     ("precondition_failed", include_str!("../../../docs/errors/precondition_failed.md")),
     ("payload_too_large", include_str!("../../../docs/errors/payload_too_large.md")),
+    ("quota_exceeded", include_str!("../../../docs/errors/quota_exceeded.md")),
     ("range_not_satisfiable", include_str!("../../../docs/errors/range_not_satisfiable.md")),
     ("idempotency_mismatch", include_str!("../../../docs/errors/idempotency_mismatch.md")),
     ("queue_full", include_str!("../../../docs/errors/queue_full.md")),

@@ -16,7 +16,7 @@ use crate::identity::Identity;
 
 /// [`Enforced::memory`] when only the process itself is limited.
 pub(crate) const MEMORY_FALLBACK: &str = "rlimit-per-process";
-const PIDS_FALLBACK: &str = "rlimit-per-namespace";
+pub(crate) const PIDS_FALLBACK: &str = "rlimit-per-namespace";
 const PREFIX: &str = "cloister-";
 /// Length of the accounting period in microseconds, the kernel's default.
 const PERIOD: u64 = 100_000;
@@ -230,6 +230,32 @@ fn sweep(own: &Path) {
     }
 }
 
+/// How often limits were met.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Met {
+    /// Processes that were killed for want of memory.
+    pub(crate) killed_for_memory: u64,
+    /// Processes and threads that could not be started.
+    pub(crate) forks_refused: u64,
+}
+
+impl Met {
+    /// What was met since `earlier`, for people and for models.
+    pub(crate) fn since(self, earlier: Self) -> Vec<String> {
+        let mut said = Vec::new();
+        if self.killed_for_memory > earlier.killed_for_memory {
+            let count = self.killed_for_memory - earlier.killed_for_memory;
+            said.push(format!(
+                "out of memory: the session reached its memory limit, and {count} of its processes were killed"
+            ));
+        }
+        if self.forks_refused > earlier.forks_refused {
+            said.push("the session reached its limit of processes and threads".to_owned());
+        }
+        said
+    }
+}
+
 /// The groups of one sandbox; removed by [`SessionGroups::remove`].
 #[derive(Debug, Clone)]
 pub(crate) struct SessionGroups {
@@ -242,14 +268,20 @@ impl SessionGroups {
         self.folders.iter().try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
     }
 
-    /// Was a process of the session killed for want of memory?
-    pub(crate) fn out_of_memory(&self) -> bool {
-        self.folders.iter().any(|folder| {
-            ["memory.events", "memory.oom_control"].iter().any(|file| {
-                let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
-                text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
-            })
-        })
+    /// How often the session has met a limit so far.
+    pub(crate) fn met(&self) -> Met {
+        let count = |files: &[&str], word: &str| {
+            let texts = self.folders.iter().flat_map(|folder| files.iter().map(|file| folder.join(file)));
+            let texts = texts.filter_map(|file| fs::read_to_string(file).ok());
+            let counts = texts.filter_map(|text| {
+                text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.parse::<u64>().ok())
+            });
+            counts.sum()
+        };
+        Met {
+            killed_for_memory: count(&["memory.events", "memory.oom_control"], "oom_kill"),
+            forks_refused: count(&["pids.events"], "max"),
+        }
     }
 
     /// Removes the groups. The processes must be dead; the kernel may need a

@@ -13,13 +13,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cloister_types::SessionId;
 use cloister_types::link::{Enforced, FrameReader, Signal};
 use cloister_types::scope::{FileAccess, SESSIONS};
 use cloister_types::wire::Measured;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, socketpair,
@@ -31,6 +32,7 @@ use crate::files::{View, remove_tree};
 use crate::identity::Identity;
 use crate::measure;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
+use crate::quota::{Allowance, Full, Meter};
 use crate::run::RunFolder;
 use crate::survive::survivors;
 pub use crate::survive::{Left, Standing};
@@ -86,6 +88,7 @@ pub struct Host {
     workspace: OwnedFd,
     run: PathBuf,
     state: Mutex<State>,
+    reserving: Mutex<()>,
 }
 
 /// The present spawner, if there is one, and how many there have been.
@@ -94,16 +97,24 @@ struct State {
     running: Option<Running>,
     generation: u64,
     stopped: bool,
+    /// Takes no more orders, and waits for the last of its sandboxes.
+    leaving: Vec<Child>,
 }
 
 struct Running {
     control: OwnedFd,
     child: Child,
+    meter: Arc<Meter>,
 }
 
 impl State {
     fn runs(&mut self) -> bool {
-        self.running.as_mut().is_some_and(|running| matches!(running.child.try_wait(), Ok(None)))
+        self.running.as_mut().is_some_and(|running| {
+            let mut control = [PollFd::new(&running.control, PollFlags::empty())];
+            let _ = poll(&mut control, Some(&Timespec::default()));
+            let hung_up = control[0].revents().contains(PollFlags::HUP);
+            !hung_up && matches!(running.child.try_wait(), Ok(None))
+        })
     }
 }
 
@@ -135,6 +146,7 @@ impl Host {
         workspace: &Path,
         run: &Path,
         limits: Limits,
+        allowance: Allowance,
     ) -> Result<Self, HostError> {
         let identity = Identity::current();
         std::fs::create_dir_all(workspace)?;
@@ -142,10 +154,11 @@ impl Host {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(workspace, flags, Mode::empty())?;
         identity.own(&handle)?;
-        let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned(), limits };
+        let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned(), limits, allowance };
         let state = Mutex::default();
         let (executable, run) = (executable.to_owned(), run.to_owned());
-        let host = Self { executable, setup, identity, workspace: handle, run, state };
+        let reserving = Mutex::default();
+        let host = Self { executable, setup, identity, workspace: handle, run, state, reserving };
         let first = host.ensure(&mut host.lock());
         match first {
             Ok(()) | Err(HostError::Refused { .. }) => Ok(host),
@@ -163,7 +176,8 @@ impl Host {
             return Err(std::io::Error::other("it was stopped").into());
         }
         if !state.runs() {
-            state.running = None;
+            state.leaving.extend(state.running.take().map(|running| running.child));
+            state.leaving.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
             state.running = Some(self.spawn()?);
             state.generation += 1;
         }
@@ -182,23 +196,25 @@ impl Host {
             .stdout(Stdio::null())
             .spawn()
             .map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", self.executable.display())))?;
-        let mut running = Running { control, child };
+        let mut child = child;
         let patience = Some(PATIENCE);
-        rustix::net::sockopt::set_socket_timeout(&running.control, rustix::net::sockopt::Timeout::Recv, patience)?;
-        let greeted = protocol::send(&running.control, &self.setup, &[])
-            .and_then(|()| protocol::receive::<Greeting>(&running.control));
+        rustix::net::sockopt::set_socket_timeout(&control, rustix::net::sockopt::Timeout::Recv, patience)?;
+        let greeted = protocol::send(&control, &self.setup, &[]).and_then(|()| protocol::receive::<Greeting>(&control));
         match greeted {
-            Ok(Some((Greeting::Ready, _))) => Ok(running),
+            Ok(Some((Greeting::Ready, mut fds))) if fds.len() == 1 => {
+                let meter = Arc::new(Meter(fds.remove(0)));
+                Ok(Running { control, child, meter })
+            }
             Ok(Some((Greeting::Failed(message), _))) => {
-                end(&mut running.child);
+                end(&mut child);
                 Err(refused(message))
             }
-            Ok(None) => {
-                end(&mut running.child);
+            Ok(_) => {
+                end(&mut child);
                 Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
             }
             Err(error) => {
-                end(&mut running.child);
+                end(&mut child);
                 Err(error.into())
             }
         }
@@ -296,6 +312,23 @@ impl Host {
         Err(refusal)
     }
 
+    /// Asks for room in the workspace for one file of so many bytes, or for so
+    /// many more of it.
+    ///
+    /// # Errors
+    /// The spawner is gone; or, inside, why there is no room.
+    pub fn reserve(&self, bytes: u64) -> Result<Result<(), Full>, HostError> {
+        let meter = {
+            let mut state = self.lock();
+            self.ensure(&mut state)?;
+            state.running.as_ref().map(|running| running.meter.clone())
+        };
+        let meter = meter.ok_or_else(|| std::io::Error::other("it was stopped"))?;
+        // One question at a time, or answers would be mixed up.
+        let _turn = self.reserving.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(meter.reserve(bytes)?)
+    }
+
     /// What earlier servers have left, looked after: whoever is at work is
     /// taken over, the rest is gone for certain. Called once, before anything
     /// is launched.
@@ -367,8 +400,8 @@ impl Host {
             state.stopped = true;
             state.running.take()
         };
-        let Some(Running { control, mut child }) = running else { return };
-        drop(control);
+        let Some(Running { control, mut child, meter }) = running else { return };
+        drop((control, meter));
         end(&mut child);
     }
 }

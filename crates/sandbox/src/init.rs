@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, wait};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use serde::{Deserialize, Serialize};
 
 use crate::sys::{self, Forked};
@@ -22,6 +22,11 @@ pub(crate) enum ToInit {
     },
     /// End every process inside.
     Sweep,
+    /// End the tools that write to the disk, or all of them; the agent goes on.
+    Quell {
+        /// All.
+        all: bool,
+    },
 }
 
 /// To the supervisor.
@@ -36,7 +41,15 @@ pub(crate) enum FromInit {
     },
     /// Nothing is left inside but init.
     Swept,
+    /// So many tools were ended.
+    Quelled {
+        /// Processes.
+        count: u32,
+    },
 }
+
+/// Bytes after which a process counts as one that writes.
+const WRITER: u64 = 1 << 20;
 
 /// The whole environment of agent and tools: fixed, nothing inherited.
 /// Pagers, prompts and progress bars only confuse a program.
@@ -75,6 +88,7 @@ pub(crate) fn serve(control: OwnedFd) -> ! {
                     None => std::process::exit(1),
                 },
                 Ok(Some((ToInit::Sweep, _))) => sweep(&control, &mut agents),
+                Ok(Some((ToInit::Quell { all }, _))) => end_tools(&control, &agents, all),
                 _ => std::process::exit(0),
             }
         }
@@ -90,12 +104,36 @@ fn reap(control: &OwnedFd, children: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
 /// Ends everything and waits until it is gone. Whatever slipped away from its
 /// parent has come to us.
 fn sweep(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
-    while sys::kill_all_others().is_ok() {
+    while sys::signal_all_others(libc::SIGKILL).is_ok() {
         collect(control, agents, WaitOptions::empty());
     }
     if protocol::send(control, &FromInit::Swept, &[]).is_err() {
         std::process::exit(0);
     }
+}
+
+/// Stops everything, so that nothing grows meanwhile, ends those that write,
+/// and lets the rest go on.
+fn end_tools(control: &OwnedFd, agents: &[(Pid, u64)], all: bool) {
+    let _ = sys::signal_all_others(libc::SIGSTOP);
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let tools = processes
+        .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+        .filter(|pid| !pid.is_init() && !agents.iter().any(|(agent, _)| agent == pid));
+    let writers = tools.filter(|pid| all || has_written(*pid));
+    let count = writers.filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count();
+    let said = protocol::send(control, &FromInit::Quelled { count: u32::try_from(count).unwrap_or(u32::MAX) }, &[]);
+    let _ = sys::signal_all_others(libc::SIGCONT);
+    if said.is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Has this process, or have children that it has collected, written to a disk?
+fn has_written(pid: Pid) -> bool {
+    let Ok(account) = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())) else { return true };
+    let written = account.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse::<u64>().ok());
+    written.is_none_or(|written| written >= WRITER)
 }
 
 fn collect(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>, options: WaitOptions) {
@@ -146,4 +184,9 @@ pub(crate) fn run_agent(control: impl AsFd, serial: u64, link: &OwnedFd, log: &O
 /// Asks init to end everything inside. Called in the supervisor.
 pub(crate) fn sweep_all(control: impl AsFd) -> std::io::Result<()> {
     protocol::send(control, &ToInit::Sweep, &[])
+}
+
+/// Asks init to end the tools that write, or all. Called in the supervisor.
+pub(crate) fn quell(control: impl AsFd, all: bool) -> std::io::Result<()> {
+    protocol::send(control, &ToInit::Quell { all }, &[])
 }

@@ -17,6 +17,7 @@ pub mod host;
 pub mod identity;
 pub mod plan;
 pub mod protocol;
+pub mod quota;
 pub mod run;
 pub mod spawner;
 pub mod spool;

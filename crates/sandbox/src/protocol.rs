@@ -16,6 +16,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Limits;
+use crate::quota::Allowance;
 
 /// Largest request: a scope of [`cloister_types::scope::MAX_ENTRIES`] paths
 /// may need more than a seqpacket message, so those travel through a memfd.
@@ -32,12 +33,14 @@ pub(crate) struct Setup {
     pub(crate) agent: PathBuf,
     /// Limits of each sandbox.
     pub(crate) limits: Limits,
+    /// What all of them may keep in the workspace.
+    pub(crate) allowance: Allowance,
 }
 
 /// Its answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Greeting {
-    /// It serves.
+    /// It serves. A socket of the meter comes along.
     Ready,
     /// It cannot, and ends: step and answer.
     Failed(String),

@@ -20,6 +20,7 @@ use crate::confine::Limits;
 use crate::identity::{self, Identity};
 use crate::launch::{self, Prepared, Refused};
 use crate::protocol;
+use crate::quota::Meter;
 use crate::supervisor::{self, Post};
 use crate::sys;
 
@@ -127,6 +128,7 @@ pub(crate) fn live(
     groups: SessionGroups,
     terms: Terms,
     user: Identity,
+    meter: Meter,
 ) {
     let Terms { owner, limits, enforced } = terms;
     let prepared = root.and_then(|root| {
@@ -142,7 +144,7 @@ pub(crate) fn live(
                 hand_over(&workspace, map)?;
                 prepared.claim(workspace)
             });
-            supervisor::run(post, launched, groups);
+            supervisor::run(post, launched, groups, meter);
         }
         None => {
             if let Ok((prepared, _)) = prepared {

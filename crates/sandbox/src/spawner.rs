@@ -18,6 +18,8 @@ use crate::cgroup::{Cgroups, SessionGroups};
 use crate::identity::{self, Identity, SandboxIds};
 use crate::launch::Refused;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
+use crate::quota::Meter;
+use crate::quota::meter::Office;
 use crate::spare::{self, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
@@ -50,8 +52,10 @@ pub fn main(arguments: &[OsString]) -> Result<(), Fatal> {
             let setup = protocol::receive::<Setup>(&control).map_err(|error| Fatal(error.to_string()))?;
             let Some((setup, _)) = setup else { return Ok(()) };
             match Spawner::start(control, &setup) {
-                Ok(mut spawner) => {
-                    if protocol::send(&spawner.control, &Greeting::Ready, &[]).is_ok() {
+                Ok((spawner, meter)) => {
+                    let said = protocol::send(&spawner.control, &Greeting::Ready, &[meter.0.as_fd()]);
+                    drop(meter);
+                    if said.is_ok() {
                         spawner.serve();
                     }
                     Ok(())
@@ -76,6 +80,7 @@ struct Spawner {
     ids: Option<SandboxIds>,
     terms: Terms,
     cgroups: Cgroups,
+    office: Office,
     spares: Spares,
     /// Every process that was started, with the groups of its sandbox.
     started: HashMap<Pid, SessionGroups>,
@@ -108,16 +113,27 @@ pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
     .map_err(|errno| refused("make mounts private")(&errno))
 }
 
+/// What a spawner is made of, once the kernel has granted it.
+struct Parts {
+    workspace: OwnedFd,
+    base: Base,
+    children: OwnedFd,
+    office: Office,
+    meter: Meter,
+}
+
 impl Spawner {
-    fn start(control: OwnedFd, setup: &Setup) -> Result<Self, (OwnedFd, Fatal)> {
+    /// With it, the server's socket of the meter.
+    fn start(control: OwnedFd, setup: &Setup) -> Result<(Self, Meter), (OwnedFd, Fatal)> {
         let identity = Identity::current();
         let cgroups = Cgroups::probe();
         match Self::prepare(identity, setup) {
-            Ok((workspace, base, children)) => {
+            Ok(Parts { workspace, base, children, office, meter }) => {
                 let ids = own_users(&workspace, identity);
                 let terms = Terms { owner: identity, limits: setup.limits, enforced: cgroups.enforced(identity) };
                 let (spares, started) = (Spares::default(), HashMap::new());
-                Ok(Self { control, children, workspace, base, ids, terms, cgroups, spares, started })
+                let spawner = Self { control, children, workspace, base, ids, terms, cgroups, office, spares, started };
+                Ok((spawner, meter))
             }
             Err(fatal) => {
                 cgroups.remove();
@@ -126,7 +142,7 @@ impl Spawner {
         }
     }
 
-    fn prepare(identity: Identity, setup: &Setup) -> Result<(OwnedFd, Base, OwnedFd), Fatal> {
+    fn prepare(identity: Identity, setup: &Setup) -> Result<Parts, Fatal> {
         let fatal = |what: &str, error: &dyn std::fmt::Display| Fatal(format!("{what}: {error}"));
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| fatal("open /dev/null", &errno))?;
@@ -141,11 +157,13 @@ impl Spawner {
         reserved_folders(&workspace, identity)
             .map_err(|errno| fatal("make the workspace's reserved folders", &errno))?;
         let base = Base::build(&setup.agent).map_err(|error| fatal("build the base view", &error))?;
+        let office = Office::open(&workspace, setup.allowance).map_err(|errno| fatal("start the meter", &errno))?;
+        let meter = office.join().map_err(|error| fatal("join the meter", &error))?;
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
-        Ok((workspace, base, children))
+        Ok(Parts { workspace, base, children, office, meter })
     }
 
-    fn serve(&mut self) {
+    fn serve(mut self) {
         loop {
             // Spares are made while nobody waits.
             let patience = self.spares.wants().then_some(&LULL);
@@ -165,8 +183,10 @@ impl Spawner {
                 continue;
             }
             self.spares.hear(&ready[2..]);
-            if ready[1] {
-                self.reap();
+            // Without a meter nothing more is started; the server finds another
+            // spawner, with another meter.
+            if ready[1] && self.reap() {
+                break;
             }
             if ready[0] {
                 match protocol::receive::<Request>(&self.control) {
@@ -232,6 +252,7 @@ impl Spawner {
     /// Begins to make a sandbox, in a process of its own.
     fn make(&mut self, own_user: bool) -> rustix::io::Result<Spare> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let meter = self.office.join().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         let mut terms = self.terms.clone();
         let user = match self.ids.as_mut().filter(|_| own_user) {
             Some(ids) => {
@@ -253,11 +274,15 @@ impl Spawner {
             Ok(Forked::Child) => {
                 let _ = sys::unblock_signals();
                 let kept = match root {
-                    Ok(root) => sys::keep_only([theirs, root]).map(|[channel, root]| (channel, Ok(root))),
-                    Err(refused) => sys::keep_only([theirs]).map(|[channel]| (channel, Err(refused))),
+                    Ok(root) => {
+                        sys::keep_only([theirs, meter.0, root]).map(|[channel, meter, root]| (channel, meter, Ok(root)))
+                    }
+                    Err(refused) => {
+                        sys::keep_only([theirs, meter.0]).map(|[channel, meter]| (channel, meter, Err(refused)))
+                    }
                 };
-                if let Ok((channel, root)) = kept {
-                    spare::live(channel, root, groups, terms, user);
+                if let Ok((channel, meter, root)) = kept {
+                    spare::live(channel, root, groups, terms, user, Meter(meter));
                 }
                 std::process::exit(0)
             }
@@ -274,20 +299,24 @@ impl Spawner {
         }
     }
 
-    fn reap(&mut self) {
-        let mut drained = [0; 1024];
+    /// Collects what has ended; true: the meter, too.
+    fn reap(&mut self) -> bool {
+        let (mut drained, mut meter_ended) = ([0; 1024], false);
         while matches!(rustix::io::read(&self.children, &mut drained), Ok(1..)) {}
         while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
             // It removed its groups itself, unless it was killed.
             if let Some(groups) = self.started.remove(&pid) {
                 groups.remove();
             }
+            meter_ended |= self.office.is(pid);
         }
+        meter_ended
     }
 
     /// The server is gone. Supervisors with a turn go on; this stays to
     /// collect them and their control groups.
-    fn goodbye(&mut self) {
+    fn goodbye(mut self) {
+        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
         self.spares.end();
         while !self.started.is_empty() {
             self.reap();
@@ -297,6 +326,8 @@ impl Spawner {
             }
         }
         self.cgroups.remove();
+        // It ends when nobody who writes is left.
+        self.office.close();
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cloister_egress::control::Upstream;
 use cloister_egress::rules::is_public;
-use cloister_session::{Defaults, Model, SandboxLimits};
+use cloister_session::{Allowance, Defaults, Model, SandboxLimits};
 use cloister_types::link::TurnLimits;
 use cloister_types::model::{ModelSpec, Price, Wire};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,8 @@ pub struct Config {
     pub limits: Limits,
     /// Limits of one sandbox.
     pub sandbox: SandboxLimits,
+    /// What all sessions may keep together.
+    pub workspace: Allowance,
     /// The catalogue.
     #[serde(rename = "model", skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelTable>,
@@ -158,6 +160,7 @@ impl Default for Config {
             session_defaults: SessionDefaults::default(),
             limits: Limits::default(),
             sandbox: SandboxLimits::default(),
+            workspace: Allowance::default(),
             models: Vec::new(),
         }
     }

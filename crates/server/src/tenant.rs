@@ -59,8 +59,9 @@ impl Tenant {
             std::path::absolute(data.join("workspace")).map_err(ServerError::start("find the workspace"))?;
         let (sandbox, agent) = (executables.sandbox, executables.agent);
         let run = std::path::absolute(data.join("run")).map_err(ServerError::start("find the run folder"))?;
-        let limits = config.sandbox;
-        let host = tokio::task::spawn_blocking(move || Host::start(&sandbox, &agent, &workspace, &run, limits))
+        let (limits, allowance) = (config.sandbox, config.workspace);
+        let start = move || Host::start(&sandbox, &agent, &workspace, &run, limits, allowance);
+        let host = tokio::task::spawn_blocking(start)
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?
             .map_err(|error| sandbox_missing(&error))?;

@@ -2,6 +2,7 @@
 
 use cloister_sandbox::files::FileError;
 use cloister_sandbox::host::HostError;
+use cloister_sandbox::quota::Full;
 use cloister_store::StoreError;
 use cloister_types::ErrorCode;
 use cloister_types::link::Outcome;
@@ -116,6 +117,16 @@ impl From<HostError> for SessionError {
     }
 }
 
+impl From<Full> for SessionError {
+    fn from(full: Full) -> Self {
+        let code = match full {
+            Full::Bytes { .. } | Full::Files { .. } => ErrorCode::QuotaExceeded,
+            Full::Disk { .. } => ErrorCode::StorageFull,
+        };
+        Self::new(code, full.to_string())
+    }
+}
+
 /// One table for every file operation. The text of a missing file is the same
 /// whether it lies outside the scope or nowhere.
 impl From<FileError> for SessionError {
@@ -131,6 +142,7 @@ impl From<FileError> for SessionError {
                 (ErrorCode::PreconditionFailed, "the file is not in the state that the request demands")
             }
             FileError::NoSpace => (ErrorCode::StorageFull, "no space is left for this file"),
+            FileError::Quota => (ErrorCode::QuotaExceeded, "the workspace holds as much as it may"),
             FileError::BadName => (ErrorCode::InvalidPath, "the file system cannot hold this name"),
             FileError::Busy => (ErrorCode::Unavailable, "the path is being moved around; try again"),
             FileError::Io(error) => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cloister_sandbox::files::{self, Condition, Found, View, Written};
+use cloister_sandbox::host::Host;
 use cloister_types::scope::CONTEXT;
 use cloister_types::wire::FileType;
 use cloister_types::{ErrorCode, SessionId, WorkspacePath};
@@ -11,15 +12,23 @@ use crate::SessionError;
 use crate::live::blocking;
 use crate::registry::Sessions;
 
+/// Bytes for which room is asked at a time if nobody says how many will come.
+const PIECE: u64 = 8 << 20;
+
 /// A session's files, as its agent sees them.
 pub struct Files {
     view: Arc<View>,
+    host: Arc<Host>,
 }
 
 /// An upload under way.
 pub struct Upload {
     view: Arc<View>,
+    host: Arc<Host>,
     inner: files::Upload,
+    /// Bytes that there is room for in the workspace.
+    reserved: u64,
+    written: u64,
     /// Bytes that `.pokee` may still take, if that is where this goes.
     pub room: Option<u64>,
 }
@@ -38,7 +47,7 @@ impl Sessions {
         };
         let view = self.view(&session, idle).await?;
         self.touch(&session).await;
-        Ok(Files { view })
+        Ok(Files { view, host: self.host.clone() })
     }
 }
 
@@ -61,16 +70,23 @@ impl Files {
         blocking(move || view.remove(&path, &condition)).await
     }
 
-    /// Begins an upload.
+    /// Begins an upload of `announced` bytes, as far as is known.
     ///
     /// # Errors
-    /// By the access matrix.
-    pub async fn upload(&self, path: WorkspacePath, condition: Condition) -> Result<Upload, SessionError> {
-        let view = self.view.clone();
+    /// By the access matrix; `quota_exceeded`.
+    pub async fn upload(
+        &self,
+        path: WorkspacePath,
+        condition: Condition,
+        announced: Option<u64>,
+    ) -> Result<Upload, SessionError> {
+        let (view, host) = (self.view.clone(), self.host.clone());
         blocking(move || {
             let inner = view.upload(&path, condition)?;
             let room = context_room(&view, &path)?;
-            Ok::<_, SessionError>(Upload { view, inner, room })
+            let reserved = announced.unwrap_or(PIECE);
+            host.reserve(reserved)??;
+            Ok::<_, SessionError>(Upload { view, host, inner, reserved, written: 0, room })
         })
         .await
     }
@@ -99,9 +115,15 @@ impl Upload {
     /// Appends bytes.
     ///
     /// # Errors
-    /// The disk is full, or broken.
+    /// The disk is full, or broken; `quota_exceeded`.
     pub async fn write(mut self, bytes: impl AsRef<[u8]> + Send + 'static) -> Result<Self, SessionError> {
         blocking(move || {
+            self.written += bytes.as_ref().len() as u64;
+            if self.written > self.reserved {
+                let more = (self.written - self.reserved).max(PIECE);
+                self.host.reserve(more)??;
+                self.reserved += more;
+            }
             std::io::Write::write_all(&mut self.inner.file, bytes.as_ref())
                 .map_err(|error| SessionError::from(files::FileError::from(error)))?;
             Ok::<_, SessionError>(self)

@@ -37,6 +37,7 @@ pub use cloister_sandbox::doctor;
 pub use cloister_sandbox::files::{Condition, Entry as FolderEntry, Found, Opened, Written};
 pub use cloister_sandbox::host::{Host, HostError};
 pub use cloister_sandbox::identity::Identity;
+pub use cloister_sandbox::quota::Allowance;
 pub use config::{Config, Defaults, Model};
 pub use error::SessionError;
 pub use feed::Subscription;

@@ -9,7 +9,7 @@ mod raw;
 mod stack;
 mod wait;
 
-pub use processes::{Processes, Sandbox, children, descendants, is_gone};
+pub use processes::{Processes, Sandbox, children, descendants, is_gone, is_meter};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};
 pub use stack::{As, Options, Stack, Turn, freeze, kill, script, thaw};

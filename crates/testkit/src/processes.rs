@@ -62,12 +62,24 @@ impl Processes {
         children(self.server).into_iter().find(is_spawner)
     }
 
+    /// The process that keeps the workspace's account.
+    #[must_use]
+    pub fn meter(&self) -> Option<u32> {
+        children(self.spawner()?).into_iter().find(|pid| is_meter(*pid))
+    }
+
     /// The agent of a session, if one runs.
     #[must_use]
     pub fn agent(&self, session: &str) -> Option<u32> {
         let is_agent = |pid: &u32| command_line(*pid).ends_with(b"cloister-agent\0");
         children(self.sandbox(session)?.init).into_iter().find(is_agent)
     }
+}
+
+/// Is this a meter, not a spare or a supervisor?
+#[must_use]
+pub fn is_meter(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "cloister-meter")
 }
 
 fn command_line(pid: u32) -> Vec<u8> {

@@ -82,6 +82,8 @@ codes! {
     PreconditionFailed = "precondition_failed", 412, Client, false;
     /// The body is larger than the limit.
     PayloadTooLarge = "payload_too_large", 413, Client, false;
+    /// The tenant's workspace holds as much as it may.
+    QuotaExceeded = "quota_exceeded", 413, Client, true;
     /// The `Range` lies outside the file.
     RangeNotSatisfiable = "range_not_satisfiable", 416, Client, false;
     /// The idempotency key was used with another body or session.

@@ -216,6 +216,11 @@ pub enum ToAgent {
         /// The ticket.
         ticket: u64,
     },
+    /// The answer to [`FromAgent::AskLimits`].
+    Limits {
+        /// In words; nothing if none was met.
+        met: Vec<String>,
+    },
 }
 
 /// How a turn ended.
@@ -258,6 +263,8 @@ pub enum FromAgent {
         /// Ids of the calls.
         calls: Vec<String>,
     },
+    /// Asks which limits the session has met since this was last asked.
+    AskLimits,
     /// Asks to be told once everything before this is on disk.
     Await {
         /// Comes back with the answer.

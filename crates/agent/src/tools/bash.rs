@@ -149,7 +149,9 @@ fn describe(ended: Ended, capture: &mut Capture, seconds: f64, id: &str) -> Outp
             if let Some(code) = status.code().filter(|code| *code != 0) {
                 note(format!("[exit status {code}]"));
             } else if let Some(signal) = status.signal() {
-                note(format!("[killed by signal {signal}]"));
+                let cause =
+                    if signal == Signal::XFSZ.as_raw() { ": a file reached the largest size allowed" } else { "" };
+                note(format!("[killed by signal {signal}{cause}]"));
             }
             let left = marked(id).len();
             if left > 0 {

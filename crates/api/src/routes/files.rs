@@ -183,7 +183,7 @@ async fn download(opened: Opened, headers: &HeaderMap) -> Answer<Response> {
         (status = 404, description = "Outside the session's scope", body = ErrorBody),
         (status = 409, description = "A directory is in the way", body = ErrorBody),
         (status = 412, body = ErrorBody),
-        (status = 413, body = ErrorBody),
+        (status = 413, description = "payload_too_large, quota_exceeded", body = ErrorBody),
         (status = 507, body = ErrorBody),
     )
 )]
@@ -206,7 +206,7 @@ async fn receive(api: &Api, uri: &Uri, headers: &HeaderMap, body: &mut Body) -> 
     if announced.is_some_and(|length| length > api.upload_limit) {
         return Err(Upload::too_large(api.upload_limit).into());
     }
-    let mut upload = files.upload(path.clone(), condition(headers)?).await?;
+    let mut upload = files.upload(path.clone(), condition(headers)?, announced).await?;
     let limit = upload.room.map_or(api.upload_limit, |room| room.min(api.upload_limit));
     let mut size = 0;
     while let Some(frame) = body.frame().await {

@@ -1,6 +1,6 @@
 //! After sessions have come and gone, everything is as before.
 
-use cloister_testkit::{As, Stack, children, is_gone, kill, script, until};
+use cloister_testkit::{As, Stack, children, is_gone, is_meter, kill, script, until};
 use serde_json::json;
 
 /// Processes of a stack by state directory: those whose ancestor it is, and
@@ -25,16 +25,20 @@ fn groups(pid: u32) -> Vec<String> {
 /// Sandboxes that a spawner keeps ready.
 const SPARES: usize = 3;
 
+fn spares(spawner: u32) -> Vec<u32> {
+    children(spawner).into_iter().filter(|pid| !is_meter(*pid)).collect()
+}
+
 /// Waits until nothing of a spawner is left but its spares; they, with their
 /// groups.
 async fn settled(stack: &Stack, spawner: u32) -> (Vec<u32>, Vec<String>) {
     until("only spares are left", || {
         let whole = |spare: &u32| children(*spare).len() == 1;
-        let all = children(spawner);
+        let all = spares(spawner);
         stack.processes().supervisors().next().is_none() && all.len() == SPARES && all.iter().all(whole)
     })
     .await;
-    (children(spawner), groups(spawner))
+    (spares(spawner), groups(spawner))
 }
 
 fn open_files(pid: u32) -> usize {

@@ -25,6 +25,7 @@ mod model;
 mod power;
 mod probes;
 mod providers;
+mod quota;
 mod restart;
 mod scope;
 mod sessions;

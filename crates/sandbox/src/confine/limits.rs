@@ -38,6 +38,9 @@ impl Default for Limits {
     }
 }
 
+/// How far the second limit of processes is behind the first.
+const NPROC_SPARE: u64 = 64;
+
 /// Sets what a process can set for itself.
 pub(super) fn apply(limits: &Limits, enforced: &Enforced) -> Result<(), ConfineError> {
     let set = |step, resource, to| sys::lower_limit(resource, to).map_err(|errno| ConfineError::Kernel { step, errno });
@@ -47,7 +50,9 @@ pub(super) fn apply(limits: &Limits, enforced: &Enforced) -> Result<(), ConfineE
     set("limit message queues", libc::RLIMIT_MSGQUEUE, 0)?;
     // Inside a user namespace this counts the namespace's own processes, so
     // it is a limit per session even where all sessions share a host user.
-    set("limit processes", libc::RLIMIT_NPROC, limits.processes)?;
+    // Where a control group counts them it comes first: it tells when it refuses.
+    let spare = if enforced.pids == crate::cgroup::PIDS_FALLBACK { 0 } else { NPROC_SPARE };
+    set("limit processes", libc::RLIMIT_NPROC, limits.processes + spare)?;
     if enforced.memory == crate::cgroup::MEMORY_FALLBACK {
         set("limit data", libc::RLIMIT_DATA, limits.memory_bytes)?;
     }

@@ -53,9 +53,12 @@ pub enum FileError {
     /// `If-Match` or `If-None-Match` did not hold.
     #[error("precondition failed")]
     Precondition,
-    /// No space, or over a quota.
+    /// No space.
     #[error("no space left")]
     NoSpace,
+    /// The workspace holds as much as it may.
+    #[error("quota exceeded")]
+    Quota,
     /// The name is one that the file system cannot hold.
     #[error("invalid name")]
     BadName,
@@ -77,7 +80,8 @@ impl From<Errno> for FileError {
             Errno::NOTEMPTY => Self::NotEmpty,
             Errno::ISDIR | Errno::EXIST => Self::WrongKind,
             Errno::BUSY => Self::Pinned,
-            Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Self::NoSpace,
+            Errno::NOSPC | Errno::FBIG => Self::NoSpace,
+            Errno::DQUOT => Self::Quota,
             Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ => Self::BadName,
             Errno::AGAIN => Self::Busy,
             other => Self::Io(other),

@@ -53,7 +53,7 @@ impl Supervisor {
         match prepared() {
             Ok((agent, log)) => {
                 self.serial += 1;
-                let mut work = Work::new(&start, spool, agent, log);
+                let mut work = Work::new(&start, spool, agent, log, self.groups.met());
                 match work.agent.send(&ToAgent::Start(Box::new(start))) {
                     Ok(()) => Ok(work),
                     Err(Closed) => Err((std::io::Error::other("it hung up"), work.spool)),
@@ -87,6 +87,7 @@ impl Supervisor {
         let mut facts = Vec::new();
         let outcome = self.take_frames(&mut facts);
         self.write(facts)?;
+        self.answer_limits();
         match outcome {
             Ok(()) => Ok(()),
             Err(End::Announced(ending)) => self.sweep(ending),
@@ -121,6 +122,10 @@ impl Supervisor {
                     let at_ms = work.at_ms();
                     work.spool.append(at_ms, std::mem::take(facts)).map_err(End::Spool)?;
                     work.wait_for(ticket);
+                }
+                Ok(Some(FromAgent::AskLimits)) => {
+                    work.turn.question().map_err(flooded)?;
+                    work.asks_limits = true;
                 }
                 Ok(Some(FromAgent::End { outcome, usage, output_text })) => {
                     return Err(End::Announced(Ending { outcome, usage, output_text, since: Instant::now() }));
@@ -157,6 +162,7 @@ impl Supervisor {
             Ok(Some((FromInit::AgentExited { serial, .. }, _))) if serial != self.serial => return Ok(()),
             Ok(Some((FromInit::AgentExited { how, .. }, _))) => how,
             Ok(Some((FromInit::Swept, _))) => return self.swept(false),
+            Ok(Some((FromInit::Quelled { count }, _))) => return self.quelled(count),
             // Init is gone, and with it everything inside.
             _ => {
                 self.dead = true;
@@ -174,10 +180,9 @@ impl Supervisor {
             return self.finish(Outcome::Cancelled, Usage::default(), String::new(), true);
         }
         let tail = work.last_words();
-        let cause = if self.groups.out_of_memory() {
-            "out of memory: the session reached its memory limit"
-        } else {
-            "the agent ended early"
+        let cause = match self.groups.met().since(work.groups_met).first() {
+            Some(met) => met.clone(),
+            None => "the agent ended early".to_owned(),
         };
         let said = if tail.is_empty() { String::new() } else { format!("; its last words: {tail}") };
         self.lost(format!("{cause} ({how}){said}"))

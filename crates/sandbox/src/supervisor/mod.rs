@@ -13,6 +13,7 @@
 
 mod agent;
 mod channel;
+mod limits;
 mod server;
 mod turn;
 mod work;
@@ -35,6 +36,7 @@ use crate::cgroup::SessionGroups;
 use crate::extent;
 use crate::init;
 use crate::launch::{self, Refused, Sandbox};
+use crate::quota::Meter;
 use crate::run::{About, Process, VERSION, boot_id, spool_name};
 use crate::spool::Spool;
 use crate::sys;
@@ -65,8 +67,8 @@ pub(crate) struct Post {
 
 /// Reports the launch on the link and, if it stands, supervises until the
 /// session's sandbox ends. Descriptors travel with the first frame.
-pub(crate) fn run(post: Post, launched: Result<Sandbox, Refused>, groups: SessionGroups) {
-    match launched.and_then(|sandbox| Supervisor::new(&post, sandbox, groups.clone())) {
+pub(crate) fn run(post: Post, launched: Result<Sandbox, Refused>, groups: SessionGroups, meter: Meter) {
+    match launched.and_then(|sandbox| Supervisor::new(&post, sandbox, groups.clone(), meter)) {
         Ok(mut supervisor) => {
             supervisor.supervise();
             supervisor.kill();
@@ -87,6 +89,10 @@ struct Supervisor {
     init: OwnedFd,
     control: OwnedFd,
     groups: SessionGroups,
+    /// `None`: it is gone, and no other turn begins here.
+    meter: Option<Meter>,
+    /// What the meter was last told.
+    told_busy: bool,
     work: Option<Work>,
     /// A turn that has ended, until the log holds it whole.
     ended: Option<(Spooling, Spool)>,
@@ -99,7 +105,7 @@ struct Supervisor {
 struct Over;
 
 impl Supervisor {
-    fn new(post: &Post, sandbox: Sandbox, groups: SessionGroups) -> Result<Self, Refused> {
+    fn new(post: &Post, sandbox: Sandbox, groups: SessionGroups, meter: Meter) -> Result<Self, Refused> {
         let init = sandbox.init;
         let stand = || -> rustix::io::Result<Self> {
             let own = std::process::id().cast_signed();
@@ -117,7 +123,7 @@ impl Supervisor {
             // From here on the only right it needs is to end what it started.
             rustix::thread::set_no_new_privs(true)?;
             sys::drop_bounding_set()?;
-            sys::keep_only_kill()?;
+            sys::keep_only_capability(sys::CAP_KILL)?;
             let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;
             Ok(Self {
                 link: Link::open(link, listener, sandbox.listener, sandbox.enforced, post.launch.clone())?,
@@ -125,6 +131,8 @@ impl Supervisor {
                 init: rustix::io::fcntl_dupfd_cloexec(&init, 3)?,
                 control: sandbox.control,
                 groups,
+                meter: Some(meter),
+                told_busy: false,
                 work: None,
                 ended: None,
                 serial: 0,
@@ -151,6 +159,9 @@ impl Supervisor {
             if ready.log {
                 self.hear_log();
             }
+            if ready.meter {
+                self.hear_meter();
+            }
             if heard.is_ok() && ready.control {
                 let _ = self.hear_init();
             }
@@ -163,6 +174,10 @@ impl Supervisor {
     fn wait(&self) -> Result<Ready, Closed> {
         let mut fds = vec![PollFd::new(self.link.listener(), PollFlags::IN), PollFd::new(&self.control, PollFlags::IN)];
         let mut roles = vec![Role::Listener, Role::Control];
+        if let Some(meter) = &self.meter {
+            fds.push(PollFd::new(&meter.0, PollFlags::IN));
+            roles.push(Role::Meter);
+        }
         if let Some(channel) = self.link.channel() {
             fds.push(PollFd::from_borrowed_fd(channel.fd(), channel.interest(true)));
             roles.push(Role::Link);
@@ -202,6 +217,7 @@ impl Supervisor {
             control: woken(Role::Control),
             agent: woken(Role::Agent),
             log: woken(Role::Log),
+            meter: woken(Role::Meter),
         })
     }
 
@@ -255,6 +271,7 @@ impl Supervisor {
     /// and looks whether there is still something to be here for.
     fn settle(&mut self) {
         let attached = self.link.is_attached();
+        self.tell_meter();
         if let Some(Err(error)) = self.work.as_mut().map(|work| work.release(attached)) {
             let Over = self.spool_failed(&error);
         }
@@ -263,6 +280,9 @@ impl Supervisor {
         }
         if !attached && rustix::fs::fstat(&self.folder).is_ok_and(|folder| folder.st_nlink == 0) {
             // Nobody will find us, or what we write.
+            self.dead = true;
+        }
+        if self.meter.is_none() && self.work.is_none() {
             self.dead = true;
         }
         if !attached && self.work.is_none() {
@@ -387,6 +407,7 @@ enum Role {
     Control,
     Agent,
     Log,
+    Meter,
 }
 
 struct Ready {
@@ -395,4 +416,5 @@ struct Ready {
     control: bool,
     agent: bool,
     log: bool,
+    meter: bool,
 }

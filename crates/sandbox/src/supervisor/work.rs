@@ -11,6 +11,8 @@ use cloister_types::transcript::{Entry, Usage, spent};
 
 use super::channel::Channel;
 use super::turn::Turn;
+use crate::cgroup::Met;
+use crate::quota::Full;
 use crate::spool::Spool;
 
 /// Bytes of the agent's error output kept for the report of its death.
@@ -41,13 +43,23 @@ pub(super) struct Work {
     pub(super) deadline: Instant,
     pub(super) cancelled: Option<Instant>,
     pub(super) ending: Option<Ending>,
+    /// Init is ending tools for this.
+    pub(super) quelling: Option<Full>,
+    /// How often it has ended some.
+    pub(super) quelled: u32,
+    /// Limits that were met and not yet told to the agent.
+    pub(super) met: Vec<String>,
+    /// What the control groups had counted when the agent was last told.
+    pub(super) groups_met: Met,
+    /// The agent waits to be told.
+    pub(super) asks_limits: bool,
     /// The agent waits for everything up to here to be on disk.
     awaited: Option<(u64, u64)>,
     budget: Budget,
 }
 
 impl Work {
-    pub(super) fn new(start: &TurnStart, spool: Spool, agent: Channel, log: OwnedFd) -> Self {
+    pub(super) fn new(start: &TurnStart, spool: Spool, agent: Channel, log: OwnedFd, groups_met: Met) -> Self {
         let began = Instant::now();
         Self {
             turn: Turn::new(start.response_id.clone(), start.next_seq, start.scripted),
@@ -63,6 +75,11 @@ impl Work {
             deadline: began + Duration::from_millis(start.limits.time_ms),
             cancelled: None,
             ending: None,
+            quelling: None,
+            quelled: 0,
+            met: Vec::new(),
+            groups_met,
+            asks_limits: false,
             awaited: None,
             budget: Budget::new(start),
         }

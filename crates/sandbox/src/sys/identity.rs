@@ -64,8 +64,10 @@ struct CapHeader {
 
 /// `_LINUX_CAPABILITY_VERSION_3` of capability.h: two words a set.
 const CAP_VERSION: u32 = 0x2008_0522;
-/// `CAP_KILL` of capability.h.
-const CAP_KILL: u32 = 5;
+/// `CAP_DAC_READ_SEARCH` of capability.h: what a meter needs to count.
+pub(crate) const CAP_DAC_READ_SEARCH: u32 = 2;
+/// `CAP_KILL` of capability.h: what a supervisor needs to end its sandbox.
+pub(crate) const CAP_KILL: u32 = 5;
 
 fn capset(data: [CapData; 2]) -> Result<()> {
     let header = CapHeader { version: CAP_VERSION, pid: 0 };
@@ -90,9 +92,9 @@ pub(crate) fn drop_capabilities() -> Result<()> {
     capset([CapData::default(); 2])
 }
 
-/// Keeps the one capability that a supervisor needs to end its sandbox.
-pub(crate) fn keep_only_kill() -> Result<()> {
-    let low = CapData { effective: 1 << CAP_KILL, permitted: 1 << CAP_KILL, inheritable: 0 };
+/// Keeps one capability, of the first 32.
+pub(crate) fn keep_only_capability(capability: u32) -> Result<()> {
+    let low = CapData { effective: 1 << capability, permitted: 1 << capability, inheritable: 0 };
     capset([low, CapData::default()])
 }
 

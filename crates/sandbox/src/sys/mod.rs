@@ -7,12 +7,15 @@ mod mount;
 mod process;
 mod seccomp;
 
-pub(crate) use identity::{FsIdentity, become_inside, drop_bounding_set, drop_capabilities, keep_only_kill};
+pub(crate) use identity::{
+    CAP_DAC_READ_SEARCH, CAP_KILL, FsIdentity, become_inside, drop_bounding_set, drop_capabilities,
+    keep_only_capability,
+};
 pub(crate) use mount::{
     ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, map_mount_owners, pivot_into_cwd, set_mount_attributes,
 };
 pub(crate) use process::{
-    Forked, close_from, exec, fork, fork_into, keep_only, kill_all_others, loopback_up, lower_limit, set_standard,
+    Forked, close_from, exec, fork, fork_into, keep_only, loopback_up, lower_limit, set_standard, signal_all_others,
     unblock_signals, unshare, watch_children,
 };
 pub(crate) use seccomp::{Instruction, install};

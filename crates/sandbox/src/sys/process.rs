@@ -171,8 +171,8 @@ pub(crate) fn loopback_up(socket: impl AsFd) -> Result<()> {
     Ok(())
 }
 
-/// Kills every process of this PID namespace but its first, which calls this.
-pub(crate) fn kill_all_others() -> Result<()> {
+/// Signals every process of this PID namespace but its first, which calls this.
+pub(crate) fn signal_all_others(signal: i32) -> Result<()> {
     // SAFETY: plain integers. The kernel spares the caller and PID 1.
-    check(unsafe { libc::kill(-1, libc::SIGKILL) }.into()).map(drop)
+    check(unsafe { libc::kill(-1, signal) }.into()).map(drop)
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use cloister_sandbox::confine::Limits;
 use cloister_sandbox::host::{Host, HostError};
+use cloister_sandbox::quota::Allowance;
 use cloister_types::link::{Command, Fact, FrameReader, Signal, Spooled, TurnLimits, TurnStart, encode};
 use cloister_types::model::{ModelSpec, Wire};
 use cloister_types::scope::FileAccess;
@@ -20,6 +21,7 @@ fn host(folder: &std::path::Path, agent: &str) -> Host {
         &folder.join("workspace"),
         &folder.join("run"),
         Limits::default(),
+        Allowance::default(),
     )
     .unwrap()
 }
@@ -99,13 +101,20 @@ fn a_missing_executable_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let (missing, workspace) = (folder.path().join("nothing"), folder.path().join("workspace"));
     let run = folder.path().join("run");
-    let error = Host::start(&missing, &missing, &workspace, &run, Limits::default()).err().unwrap();
+    let error =
+        Host::start(&missing, &missing, &workspace, &run, Limits::default(), Allowance::default()).err().unwrap();
     assert!(error.to_string().contains("nothing"), "{error}");
     // A missing agent keeps sandboxes from being made, not the server from
     // saying so.
-    let host =
-        Host::start(env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(), &missing, &workspace, &run, Limits::default())
-            .unwrap();
+    let host = Host::start(
+        env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(),
+        &missing,
+        &workspace,
+        &run,
+        Limits::default(),
+        Allowance::default(),
+    )
+    .unwrap();
     let refused = host.view(&SessionId::from_random([1; 6]), &FileAccess::everything());
     assert!(matches!(refused, Err(HostError::Refused { message, .. }) if message.contains("open the agent")));
 }

@@ -1,0 +1,181 @@
+//! The meter's process: forked from the spawner, with its rights, and without
+//! any other descriptor than the workspace and its members' sockets.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstatvfs;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use serde::{Deserialize, Serialize};
+
+use super::gauge::Gauge;
+use super::{Allowance, Amount, Full, Meter, Said, Word, usage};
+use crate::protocol;
+use crate::sys::{self, Forked};
+
+/// How often the disk is looked at while programs are at work.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// From the spawner: here is one more who writes. The socket comes along.
+#[derive(Debug, Serialize, Deserialize)]
+struct Join;
+
+/// The meter, as its spawner holds it.
+pub(crate) struct Office {
+    control: OwnedFd,
+    pid: Pid,
+}
+
+impl Office {
+    /// Starts the meter of a workspace.
+    pub(crate) fn open(workspace: &OwnedFd, allowance: Allowance) -> rustix::io::Result<Self> {
+        let (control, theirs) = pair()?;
+        let workspace = rustix::io::fcntl_dupfd_cloexec(workspace, 3)?;
+        match sys::fork()? {
+            Forked::Child => {
+                let _ = sys::unblock_signals();
+                let _ = rustix::thread::set_name(c"cloister-meter");
+                if let Ok([control, workspace]) = sys::keep_only([theirs, workspace])
+                    && sys::drop_bounding_set()
+                        .and_then(|()| sys::keep_only_capability(sys::CAP_DAC_READ_SEARCH))
+                        .is_ok()
+                {
+                    run(control, &workspace, allowance);
+                }
+                std::process::exit(0)
+            }
+            Forked::Parent { pid, .. } => {
+                let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+                Ok(Self { control, pid })
+            }
+        }
+    }
+
+    /// Is this its process?
+    pub(crate) fn is(&self, pid: Pid) -> bool {
+        self.pid == pid
+    }
+
+    /// Lets go of it, and collects it once its last member is gone.
+    pub(crate) fn close(self) {
+        drop(self.control);
+        let _ = rustix::io::retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
+    }
+
+    /// One more who writes.
+    pub(crate) fn join(&self) -> std::io::Result<Meter> {
+        let (ours, theirs) = pair()?;
+        protocol::send(&self.control, &Join, &[theirs.as_fd()])?;
+        Ok(Meter(ours))
+    }
+}
+
+fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
+struct Member {
+    socket: OwnedFd,
+    busy: bool,
+}
+
+/// Until spawner and members are gone.
+fn run(control: OwnedFd, workspace: &OwnedFd, allowance: Allowance) {
+    let mut control = Some(control);
+    let mut members: Vec<Member> = Vec::new();
+    let mut gauge = Gauge::new(allowance);
+    while control.is_some() || !members.is_empty() {
+        let mut waiting: Vec<PollFd<'_>> =
+            members.iter().map(|member| PollFd::new(&member.socket, PollFlags::IN)).collect();
+        waiting.extend(control.as_ref().map(|control| PollFd::new(control, PollFlags::IN)));
+        let patience = members.iter().any(|member| member.busy).then_some(&TICK);
+        match poll(&mut waiting, patience) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+        }
+        let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(waiting);
+        let mut woken = ready.iter().copied();
+        members.retain_mut(|member| !woken.next().unwrap_or_default() || hear(member, &mut gauge, workspace).is_some());
+        if woken.next().unwrap_or_default() {
+            match control.as_ref().map(protocol::receive::<Join>) {
+                Some(Ok(Some((Join, fds)))) => {
+                    // Nobody who does not read may hold up the others.
+                    let joined = fds.into_iter().filter(|socket| rustix::io::ioctl_fionbio(socket, true).is_ok());
+                    members.extend(joined.map(|socket| Member { socket, busy: false }));
+                }
+                _ => control = None,
+            }
+        }
+        if members.iter().any(|member| member.busy) {
+            look(&mut gauge, workspace, &mut members);
+        }
+    }
+}
+
+/// What a member says; `None` if it is gone.
+fn hear(member: &mut Member, gauge: &mut Gauge, workspace: &OwnedFd) -> Option<()> {
+    match protocol::receive::<Word>(&member.socket).ok()??.0 {
+        Word::Busy(busy) => member.busy = busy,
+        Word::Reserve { bytes } => {
+            let said = match reserve(gauge, workspace, bytes) {
+                None => Said::Granted,
+                Some(why) => Said::Full { why, again: false },
+            };
+            protocol::send(&member.socket, &said, &[]).ok()?;
+        }
+    }
+    Some(())
+}
+
+/// Grants room for a file, or says why not.
+fn reserve(gauge: &mut Gauge, workspace: &OwnedFd, bytes: u64) -> Option<Full> {
+    // A workspace that cannot be looked at cannot be written either; the write
+    // itself says why.
+    let (free, size) = disk(workspace).ok()?;
+    if let Some(full) = gauge.disk(free.bytes.saturating_sub(bytes), size) {
+        return Some(full);
+    }
+    let mut fits = gauge.fits(bytes, free);
+    if fits != Some(true) {
+        count(gauge, workspace, free);
+        fits = gauge.fits(bytes, free);
+    }
+    if fits == Some(false) {
+        return gauge.refusal(bytes);
+    }
+    gauge.grant(bytes);
+    None
+}
+
+/// Counts if it is time to, and tells the busy what they must know.
+fn look(gauge: &mut Gauge, workspace: &OwnedFd, members: &mut [Member]) {
+    let Ok((free, size)) = disk(workspace) else { return };
+    if gauge.is_due(free, Instant::now()) {
+        count(gauge, workspace, free);
+    }
+    if let Some((why, again)) = gauge.news(gauge.disk(free.bytes, size), free.bytes) {
+        for member in members.iter().filter(|member| member.busy) {
+            // One that is gone is noticed where it is heard.
+            let _ = protocol::send(&member.socket, &Said::Full { why, again }, &[]);
+        }
+    }
+}
+
+fn count(gauge: &mut Gauge, workspace: &OwnedFd, free: Amount) {
+    let began = Instant::now();
+    if let Ok(used) = usage::count(workspace) {
+        gauge.counted(used, free, Instant::now(), began.elapsed());
+    }
+}
+
+/// What the disk has free, and its size in bytes.
+fn disk(workspace: &OwnedFd) -> rustix::io::Result<(Amount, u64)> {
+    let stat = fstatvfs(workspace)?;
+    let free = Amount { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), files: stat.f_ffree };
+    Ok((free, stat.f_blocks.saturating_mul(stat.f_frsize)))
+}

@@ -1,0 +1,74 @@
+//! The supervisor's side of limits: who filled the workspace is stopped, and a
+//! tool that failed because of a limit is told which.
+
+use cloister_types::ErrorCode;
+use cloister_types::link::ToAgent;
+
+use super::{Over, Supervisor};
+use crate::init;
+use crate::quota::{Full, Said};
+
+/// Times that the tools of one turn may be ended for filling the workspace
+/// before the turn is.
+const PATIENCE: u32 = 8;
+
+impl Supervisor {
+    /// Says whether there is work, if that has changed.
+    pub(super) fn tell_meter(&mut self) {
+        let busy = self.work.is_some();
+        if let Some(meter) = self.meter.as_ref().filter(|_| busy != self.told_busy) {
+            self.told_busy = busy;
+            if meter.busy(busy).is_err() {
+                self.meter = None;
+            }
+        }
+    }
+
+    pub(super) fn hear_meter(&mut self) {
+        match self.meter.as_ref().map(crate::quota::Meter::hear) {
+            Some(Ok(Said::Full { why, again })) => {
+                let Some(work) = self.work.as_mut().filter(|work| work.ending.is_none()) else { return };
+                // Files take no room of their own: who made them cannot be told.
+                let all = again || matches!(why, Full::Files { .. });
+                if init::quell(&self.control, all).is_ok() {
+                    work.quelling = Some(why);
+                }
+            }
+            Some(Ok(Said::Granted)) | None => {}
+            // This turn goes on; the next has a meter again.
+            Some(Err(_)) => self.meter = None,
+        }
+    }
+
+    /// Init has ended so many tools.
+    pub(super) fn quelled(&mut self, count: u32) -> Result<(), Over> {
+        let Some((work, why)) = self.work.as_mut().and_then(|work| work.quelling.take().map(|why| (work, why))) else {
+            return Ok(());
+        };
+        if count > 0 {
+            work.met.push(why.to_string());
+            work.quelled += 1;
+            if work.quelled >= PATIENCE {
+                let code = match why {
+                    Full::Disk { .. } => ErrorCode::StorageFull,
+                    Full::Bytes { .. } | Full::Files { .. } => ErrorCode::QuotaExceeded,
+                };
+                return self.fail(code, why.to_string());
+            }
+        }
+        self.answer_limits();
+        Ok(())
+    }
+
+    /// Tells an agent that has asked which limits were met since it last did.
+    pub(super) fn answer_limits(&mut self) {
+        let Some(work) = self.work.as_mut().filter(|work| work.asks_limits && work.quelling.is_none()) else { return };
+        work.asks_limits = false;
+        let now = self.groups.met();
+        let mut met = std::mem::take(&mut work.met);
+        met.extend(now.since(work.groups_met));
+        work.groups_met = now;
+        // One that hung up is noticed where it is read from.
+        let _ = work.agent.send(&ToAgent::Limits { met });
+    }
+}
