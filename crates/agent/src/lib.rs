@@ -20,3 +20,11 @@ mod tools;
 mod turn;
 
 pub use turn::run;
+
+/// Does this program's other duty if its arguments say so: to lead the
+/// terminal of a tool. What comes back is why it could not.
+#[must_use]
+pub fn lead_terminal() -> Option<std::io::Error> {
+    let mut arguments = std::env::args_os().skip(1);
+    (arguments.next()? == tools::terminal::LEAD).then(|| tools::terminal::lead(arguments))
+}

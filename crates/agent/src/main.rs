@@ -4,6 +4,10 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(error) = cloister_agent::lead_terminal() {
+        eprintln!("cloister-agent: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = runtime.and_then(|runtime| runtime.block_on(cloister_agent::run()));
     match outcome {

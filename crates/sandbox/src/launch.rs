@@ -214,9 +214,12 @@ fn set_up(root: OwnedFd, control: &OwnedFd, limits: &Limits, enforced: &Enforced
         rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open /proc"))?;
     let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
     mounts::attach(&root, &spot).map_err(Refused::at("move the root tree in"))?;
-    let target = rustix::fs::openat(&root, "proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(Refused::at("open the new /proc"))?;
-    mounts::attach(proc, target).map_err(Refused::at("attach procfs"))?;
+    let terminals = mounts::terminals().map_err(Refused::at("make the terminals (devpts)"))?;
+    for (mount, folder) in [(proc, "proc"), (terminals, "dev/pts")] {
+        let target = rustix::fs::openat(&root, folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(Refused::at(&format!("open the new /{folder}")))?;
+        mounts::attach(mount, target).map_err(Refused::at(&format!("attach /{folder}")))?;
+    }
     rustix::process::fchdir(&root).map_err(Refused::at("enter the root tree"))?;
     sys::pivot_into_cwd().map_err(Refused::at("pivot the root"))?;
     drop((root, spot));

@@ -1,9 +1,9 @@
 //! The shell. A call ends when its shell ends, not when the last holder of
 //! its output does: a background child must not hang the turn.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -13,6 +13,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 
 use super::capture::{Capture, FLOOD};
+use super::terminal::Terminal;
 use super::{Output, WORKSPACE};
 use crate::history::Call;
 
@@ -20,10 +21,16 @@ use crate::history::Call;
 struct Input {
     command: String,
     timeout: Option<f64>,
+    #[serde(default)]
+    pty: bool,
+    #[serde(default)]
+    input: String,
 }
 
 const DEFAULT_TIMEOUT: f64 = 120.0;
 const MAX_TIMEOUT: f64 = 600.0;
+/// Most that is read at once.
+pub(super) const PIECE: usize = 64 << 10;
 /// What is still in the pipe when the shell has ended.
 const DRAIN: Duration = Duration::from_millis(100);
 /// Between the polite and the final signal.
@@ -47,34 +54,28 @@ pub(super) async fn run(call: &Call, id: &str, scratch: &Path, cancel: &mut watc
     if seconds.is_nan() || seconds <= 0.0 {
         return Output::error("Bad arguments for bash: timeout must be more than 0.");
     }
-    match execute(&input.command, seconds.min(MAX_TIMEOUT), id, scratch, cancel).await {
+    if !input.pty && !input.input.is_empty() {
+        return Output::error("Bad arguments for bash: input needs pty.");
+    }
+    match execute(&input, seconds.min(MAX_TIMEOUT), id, scratch, cancel).await {
         Ok(output) => output,
         Err(error) => Output::error(format!("The shell could not be started: {error}")),
     }
 }
 
 async fn execute(
-    command: &str,
+    input: &Input,
     seconds: f64,
     id: &str,
     scratch: &Path,
     cancel: &mut watch::Receiver<bool>,
 ) -> std::io::Result<Output> {
-    // One pipe for both streams keeps their order.
-    let (reader, writer) = std::io::pipe()?;
-    let mut child = tokio::process::Command::new("bash")
-        .args(["-c", command])
-        .current_dir(WORKSPACE)
-        .env(MARK, id)
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer)
-        .process_group(0)
-        .spawn()?;
+    let (mut said, command) = if input.pty { on_terminal(input)? } else { on_pipe(&input.command)? };
+    let mut child = tokio::process::Command::from(command).current_dir(WORKSPACE).env(MARK, id).spawn()?;
+    // On a terminal it leads a session, and so a group as well.
     let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    let mut pipe = Receiver::from_owned_fd(reader.into())?;
     let mut capture = Capture::new(scratch.join("output").join(format!("{}.txt", file_name(id))));
-    let mut buffer = vec![0; 64 << 10];
+    let mut buffer = vec![0; PIECE];
     let mut open = true;
     let ended = {
         let deadline = tokio::time::sleep(Duration::from_secs_f64(seconds));
@@ -82,7 +83,7 @@ async fn execute(
         loop {
             tokio::select! {
                 status = child.wait() => break Ended::Status(status),
-                got = pipe.read(&mut buffer), if open => {
+                got = said.read(&mut buffer), if open => {
                     let got = got.unwrap_or(0);
                     open = got > 0;
                     capture.push(&buffer[..got]);
@@ -100,13 +101,45 @@ async fn execute(
     }
     let drained = tokio::time::timeout(DRAIN, async {
         while open && !capture.is_flood() {
-            let got = pipe.read(&mut buffer).await.unwrap_or(0);
+            let got = said.read(&mut buffer).await.unwrap_or(0);
             open = got > 0;
             capture.push(&buffer[..got]);
         }
     });
     let _ = drained.await;
     Ok(describe(ended, &mut capture, seconds, id))
+}
+
+/// What a call prints.
+enum Said {
+    Pipe(Receiver),
+    Terminal(Terminal),
+}
+
+impl Said {
+    async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.read(buffer).await,
+            Self::Terminal(terminal) => {
+                let said = terminal.read().await.unwrap_or_default();
+                buffer[..said.len()].copy_from_slice(&said);
+                Ok(said.len())
+            }
+        }
+    }
+}
+
+fn on_pipe(command: &str) -> std::io::Result<(Said, Command)> {
+    // One pipe for both streams keeps their order.
+    let (reader, writer) = std::io::pipe()?;
+    let mut shell = Command::new("bash");
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+    Ok((Said::Pipe(Receiver::from_owned_fd(reader.into())?), shell))
+}
+
+fn on_terminal(input: &Input) -> std::io::Result<(Said, Command)> {
+    let (terminal, leader) = Terminal::open(&input.command, &input.input)?;
+    Ok((Said::Terminal(terminal), leader))
 }
 
 /// Ends the call's process group politely, then everything that bears its

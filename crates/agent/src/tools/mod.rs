@@ -7,6 +7,7 @@ mod edit;
 mod list;
 mod read;
 mod search;
+pub(crate) mod terminal;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -55,13 +56,15 @@ pub(crate) fn schemas() -> Vec<Schema> {
     vec![
         Schema {
             name: "bash",
-            description: "Run a command with bash -c in the workspace. Each call is a fresh shell without input or terminal. Answers with \
+            description: "Run a command with bash -c in the workspace. Each call is a fresh shell, without input, and without a terminal unless pty is true. Answers with \
                           stdout and stderr in order and, if the command failed, its exit status or signal. Long output is cut in the \
                           middle and kept whole in a file that the answer names.",
             parameters: object(
                 json!({
                     "command": {"type": "string"},
                     "timeout": {"type": "number", "description": "Seconds until the command is killed. Default 120, at most 600."},
+                    "pty": {"type": "boolean", "description": "Run it on a terminal of its own, for programs that behave otherwise without one."},
+                    "input": {"type": "string", "description": "Typed on the terminal (pty); then its input ends."},
                 }),
                 &["command"],
             ),

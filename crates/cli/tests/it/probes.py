@@ -49,7 +49,7 @@ def write(path, text="x"):
 for path in ["/etc/shadow", "/root", "/root/.ssh", "/home", "/var", "/run", "/sys", "/boot", "/mnt", "/media", "/srv", folder, folder + "/canary",
              "/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/dbus/system_bus_socket", "/run/systemd/private", "/etc/resolv.conf",
              "/etc/hostname", "/etc/machine-id", "/dev/mem", "/dev/kmsg", "/dev/kvm", "/dev/fuse", "/dev/vsock", "/dev/net/tun", "/dev/loop0",
-             "/dev/vda", "/dev/sda", "/dev/tty", "/dev/console", "/dev/ptmx", "in/other", "../../../tmp/none", "top-secret.txt"]:
+             "/dev/vda", "/dev/sda", "/dev/console", "/dev/tty0", "/dev/ttyS0", "/dev/pts/0", "in/other", "../../../tmp/none", "top-secret.txt"]:
     probe("absent stat " + path, lambda p=path: os.lstat(p))
 probe("control stat workspace", lambda: os.lstat("in/rw") and None)
 probe("is passwd without host users", lambda: "root:" not in open("/etc/passwd").read())
@@ -154,6 +154,18 @@ def tiocsti(number):
     import pty, fcntl
     fcntl.ioctl(0, number, b"x")
 probe("denied TIOCSTI", lambda: tiocsti(0x5412))
+def on_own_terminal(number):
+    import pty, fcntl
+    fcntl.ioctl(pty.openpty()[1], number, struct.pack("i", 1))
+probe("denied TIOCSTI on an own terminal", lambda: on_own_terminal(0x5412))
+probe("denied line discipline on an own terminal", lambda: on_own_terminal(0x5423))
+probe("control window size of an own terminal", lambda: on_own_terminal(0x5413))
+def no_controlling():
+    try:
+        os.open("/dev/tty", os.O_RDWR)
+    except OSError as e:
+        return e.errno == errno.ENXIO
+probe("is without a controlling terminal", no_controlling)
 probe("denied TIOCLINUX", lambda: tiocsti(0x541C))
 def high_bits():
     if libc.ioctl(0, ctypes.c_ulong(0x5412 | 1 << 40), ctypes.c_char_p(b"x")) < 0:

@@ -1,6 +1,6 @@
 //! The agent's tools, in the sandbox.
 
-use cloister_testkit::{Stack, Turn};
+use cloister_testkit::{As, Stack, Turn};
 use cloister_types::event::EventKind;
 use serde_json::{Value, json};
 
@@ -21,6 +21,35 @@ fn call(tool: &str, input: Value) -> Value {
 
 fn bash(command: &str) -> Value {
     call("bash", json!({"command": command}))
+}
+
+#[tokio::test]
+async fn a_program_gets_a_terminal_where_asked() {
+    for who in As::all() {
+        let stack = Stack::start_as(who).await;
+        let pty = |command: &str| call("bash", json!({"command": command, "pty": true}));
+        let lines = [
+            bash("tty; test -t 1"),
+            pty("tty; stty size; echo $TERM; test -t 0 && test -t 1 && test -t 2"),
+            call("bash", json!({"command": "read -p 'name? ' name; echo \"hello $name\"; cat", "pty": true, "input": "you\nmore\n"})),
+            pty("cat; exit 3"),
+            pty("echo for all > /dev/tty; ps -o pid=,sid=,tpgid= $$ | awk '{print ($1==$2 && $2==$3)}'"),
+            call("bash", json!({"command": "echo on; sleep 60", "pty": true, "timeout": 0.3})),
+            pty("setsid sleep 60 & sleep 0.1; echo left"),
+            call("bash", json!({"command": "cat", "input": "x"})),
+            pty("seq 1 20000 | tail -1; python3 -c 'import pty; pty.spawn([\"tty\"])'"),
+        ];
+        let got = results(&stack, &lines).await;
+        assert_eq!(got[0], ("not a tty\n[exit status 1]".into(), true), "{who:?}");
+        assert_eq!(got[1], ("/dev/pts/0\n40 120\nxterm-256color\n".into(), false), "{who:?}");
+        assert!(got[2].0.contains("hello you") && got[2].0.ends_with("more\n"), "{who:?}: {:?}", got[2]);
+        assert_eq!(got[3], ("[exit status 3]".into(), true), "{who:?}");
+        assert_eq!(got[4], ("for all\n1\n".into(), false), "{who:?}");
+        assert!(got[5].1 && got[5].0.starts_with("on\n") && got[5].0.contains("timed out"), "{who:?}: {:?}", got[5]);
+        assert!(!got[6].1 && got[6].0.starts_with("left\n"), "{who:?}: {:?}", got[6]);
+        assert!(got[7].1 && got[7].0.contains("input needs pty"), "{who:?}: {:?}", got[7]);
+        assert!(!got[8].1 && got[8].0.starts_with("20000\n/dev/pts/"), "{who:?}: {:?}", got[8]);
+    }
 }
 
 #[tokio::test]

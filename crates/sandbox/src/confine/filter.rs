@@ -1,7 +1,7 @@
 //! Compiles the allow-list to a balanced tree of BPF instructions: attaching
 //! and running it costs a third of the usual chain of comparisons.
 
-use super::syscalls::{Check, FAMILIES, GROUPS, INJECTING, NAMESPACE_FLAGS, NEWEST_KNOWN};
+use super::syscalls::{Check, FAMILIES, GROUPS, TERMINAL, NAMESPACE_FLAGS, NEWEST_KNOWN};
 use crate::sys::Instruction;
 
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
@@ -86,10 +86,11 @@ fn leaf(action: Action) -> Vec<Instruction> {
                 plain(RETURN, ALLOW),
             ]
         }
-        Action::Check(Check::NoTerminalInjection) => vec![
+        Action::Check(Check::PlainTerminal) => vec![
             plain(LOAD, argument(1)),
-            branch(IF_EQ, INJECTING[0], 1, 0),
-            branch(IF_EQ, INJECTING[1], 0, 1),
+            branch(IF_EQ, TERMINAL[0], 2, 0),
+            branch(IF_EQ, TERMINAL[1], 1, 0),
+            branch(IF_EQ, TERMINAL[2], 0, 1),
             plain(RETURN, REFUSE),
             plain(RETURN, ALLOW),
         ],
@@ -188,7 +189,7 @@ mod tests {
             let group = GROUPS.iter().find(|group| group.calls.contains(&i64::from(number)));
             let want = match group.map(|group| group.check) {
                 Some(
-                    Check::None | Check::Family | Check::NoNamespaces | Check::NoTerminalInjection | Check::OwnProcess,
+                    Check::None | Check::Family | Check::NoNamespaces | Check::PlainTerminal | Check::OwnProcess,
                 ) => ALLOW,
                 Some(Check::Absent) => UNKNOWN,
                 None if number <= NEWEST_KNOWN => REFUSE,
@@ -219,7 +220,9 @@ mod tests {
         assert_eq!(here(libc::SYS_prlimit64, [0; 6]), ALLOW);
         assert_eq!(here(libc::SYS_prlimit64, [1, 0, 0, 0, 0, 0]), REFUSE);
         assert_eq!(here(libc::SYS_ioctl, [0, libc::TCGETS, 0, 0, 0, 0]), ALLOW);
-        assert_eq!(here(libc::SYS_ioctl, [0, libc::TIOCSTI, 0, 0, 0, 0]), REFUSE);
+        for request in [libc::TIOCSTI, libc::TIOCLINUX, libc::TIOCSETD] {
+            assert_eq!(here(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]), REFUSE);
+        }
         assert_eq!(here(libc::SYS_ioctl, [0, libc::TIOCSTI | 1 << 40, 0, 0, 0, 0]), REFUSE);
         assert_eq!(here(libc::SYS_ioctl, [0, libc::TIOCLINUX, 0, 0, 0, 0]), REFUSE);
         let socket = |family: libc::c_int, protocol: u64| here(libc::SYS_socket, [family as u64, 1, protocol, 0, 0, 0]);

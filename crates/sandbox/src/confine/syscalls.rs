@@ -12,9 +12,10 @@ pub(super) enum Check {
     /// `socket`: unix, IPv4 and IPv6; netlink for routes alone. Packet,
     /// vsock (a line to the hypervisor) and the rest are refused.
     Family,
-    /// `ioctl`: not the two that push input into a terminal. Only the low 32
+    /// `ioctl`: not the two that push input into a terminal, nor the one that
+    /// loads line disciplines, which are drivers. Only the low 32
     /// bits count, as in the kernel (CVE-2019-10063).
-    NoTerminalInjection,
+    PlainTerminal,
     /// `prlimit64`: the caller's own limits alone; init's are not a tool's to
     /// lower.
     OwnProcess,
@@ -83,7 +84,7 @@ pub(super) const GROUPS: &[Group] = &[
         SYS_socketpair SYS_bind SYS_listen SYS_accept SYS_accept4 SYS_connect SYS_getsockname SYS_getpeername SYS_sendto SYS_recvfrom
         SYS_sendmsg SYS_recvmsg SYS_sendmmsg SYS_recvmmsg SYS_setsockopt SYS_getsockopt SYS_shutdown),
     group!("which families", Family: SYS_socket),
-    group!("devices and terminals", NoTerminalInjection: SYS_ioctl),
+    group!("devices and terminals", PlainTerminal: SYS_ioctl),
     group!("System V and POSIX queues, in the sandbox's own IPC namespace", None:
         SYS_shmget SYS_shmat SYS_shmctl SYS_shmdt SYS_semget SYS_semop SYS_semtimedop SYS_semctl SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl
         SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify SYS_mq_getsetattr),
@@ -115,4 +116,4 @@ pub(super) const NAMESPACE_FLAGS: u32 = (libc::CLONE_NEWNS
 /// Families that `socket` may make without a look at the protocol.
 pub(super) const FAMILIES: [u32; 3] = [libc::AF_UNIX as u32, libc::AF_INET as u32, libc::AF_INET6 as u32];
 /// The terminal requests that are refused.
-pub(super) const INJECTING: [u32; 2] = [libc::TIOCSTI as u32, libc::TIOCLINUX as u32];
+pub(super) const TERMINAL: [u32; 3] = [libc::TIOCSTI as u32, libc::TIOCLINUX as u32, libc::TIOCSETD as u32];

@@ -17,7 +17,7 @@ use crate::{AGENT, INSIDE_ID, WORKSPACE, sys};
 /// Folders of the root that hold programs and libraries.
 const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Devices that programs expect; none of them leads to hardware.
-const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Parts of the host's `/etc` that its programs need to start or to verify
 /// certificates. Nothing about users, machines or the network.
 const ETC: [&str; 6] = ["alternatives", "ld.so.cache", "ssl/certs", "ssl/openssl.cnf", "localtime", "mime.types"];
@@ -35,7 +35,7 @@ impl Base {
         let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let tree = tmpfs(&[("size", "1m"), ("mode", "0755")], plain).map_err(ViewError::at("make the root (tmpfs)"))?;
         for folder in
-            ["etc", "etc/ssl", "dev", "dev/shm", "proc", "tmp", "opt", "opt/sandbox", "opt/sandbox/bin", WORKSPACE]
+            ["etc", "etc/ssl", "dev", "dev/pts", "dev/shm", "proc", "tmp", "opt", "opt/sandbox", "opt/sandbox/bin", WORKSPACE]
         {
             mkdirat(&tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
         }
@@ -47,6 +47,7 @@ impl Base {
             ("stdin", "/proc/self/fd/0"),
             ("stdout", "/proc/self/fd/1"),
             ("stderr", "/proc/self/fd/2"),
+            ("ptmx", "pts/ptmx"),
         ] {
             symlinkat(target, &tree, format!("dev/{name}")).map_err(ViewError::at(format!("link /dev/{name}")))?;
         }

@@ -47,6 +47,18 @@ pub(crate) fn process_only_proc() -> Result<OwnedFd> {
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
+/// A fresh set of terminals, none yet. Devices there are no danger: they are
+/// the sandbox's own terminals.
+pub(crate) fn terminals() -> Result<OwnedFd> {
+    let context = fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("source", "devpts"), ("ptmxmode", "0666"), ("mode", "0620"), ("max", "64")] {
+        fsconfig_set_string(&context, key, value)?;
+    }
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
 /// A detached clone of the mount that `source` lies in, rooted at `source`.
 pub(super) fn clone_mount(source: impl AsFd, deep: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;

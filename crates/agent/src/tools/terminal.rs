@@ -1,0 +1,82 @@
+//! A terminal for programs that want one: made in the sandbox, so that it
+//! leads to nothing outside.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
+use tokio::sync::mpsc;
+
+/// This program's own path; it cannot ask `/proc` for it, being undumpable.
+const AGENT: &str = "/opt/sandbox/bin/cloister-agent";
+/// First argument with which it only leads a terminal.
+pub(crate) const LEAD: &str = "lead-terminal";
+/// What programs find; wide enough for tables.
+const SIZE: Winsize = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+/// What a person types to end the input.
+const END_OF_INPUT: u8 = 4;
+
+/// A terminal, from the side that reads. A thread does it, as terminals do not
+/// tell when there is something to read in a way that safe code could wait for.
+pub(super) struct Terminal(mpsc::Receiver<Vec<u8>>);
+
+impl Terminal {
+    /// Makes one, and prepares `command` to run on it. `input` is typed in
+    /// advance, and after it the end of the input.
+    pub(super) fn open(command: &str, input: &str) -> std::io::Result<(Self, Command)> {
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&ours)?;
+        unlockpt(&ours)?;
+        let theirs = ioctl_tiocgptpeer(&ours, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        tcsetwinsize(&theirs, SIZE)?;
+        let mut modes = tcgetattr(&theirs)?;
+        // Lines end as everywhere else in results.
+        modes.output_modes -= OutputModes::ONLCR;
+        tcsetattr(&theirs, OptionalActions::Now, &modes)?;
+        type_in(&ours, input)?;
+        let mut leader = Command::new(AGENT);
+        leader.args([LEAD, "bash", "-c", command]).env("TERM", "xterm-256color");
+        let stdio = || theirs.try_clone().map(Stdio::from);
+        leader.stdin(stdio()?).stdout(stdio()?).stderr(stdio()?);
+        let (said, heard) = mpsc::channel(1);
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; super::bash::PIECE];
+            // Once nobody has the terminal any more, reading it fails.
+            while let Ok(got @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(&ours, &mut *buffer)) {
+                if said.blocking_send(buffer[..got].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok((Self(heard), leader))
+    }
+
+    /// What the programs print next; `None` once none of them has it any more.
+    pub(super) async fn read(&mut self) -> Option<Vec<u8>> {
+        self.0.recv().await
+    }
+}
+
+/// More than the line discipline holds is cut off, as when one types faster
+/// than a program reads.
+fn type_in(terminal: &OwnedFd, input: &str) -> std::io::Result<()> {
+    let text = [input.as_bytes(), &[END_OF_INPUT]].concat();
+    rustix::io::ioctl_fionbio(terminal, true)?;
+    match rustix::io::write(terminal, &text) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(rustix::io::ioctl_fionbio(terminal, false)?),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Becomes the leader of a session on the terminal that is standard input,
+/// and then the program. Returns only if that fails.
+pub(crate) fn lead(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> std::io::Error {
+    let Some(program) = arguments.next() else { return std::io::ErrorKind::InvalidInput.into() };
+    if let Err(errno) = rustix::process::setsid().and_then(|_| rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())) {
+        return errno.into();
+    }
+    Command::new(program).args(arguments).exec()
+}
