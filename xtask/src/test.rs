@@ -10,11 +10,35 @@ use crate::run::{Outcome, cargo, done, install};
 use crate::{docs, leftovers, tidy};
 
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
-/// finds processes; `faketime` sets clocks; the others make and mount disks.
-const PACKAGES: [&str; 6] = ["e2fsprogs", "faketime", "mount", "procps", "python3", "unicode-data"];
+/// finds processes; `faketime` sets clocks; `busybox-static` makes an image;
+/// `strace` injects faults; the others make and mount disks.
+const PACKAGES: [&str; 10] = [
+    "busybox-static",
+    "e2fsprogs",
+    "faketime",
+    "mount",
+    "procps",
+    "python3",
+    "python3-pip",
+    "python3-venv",
+    "strace",
+    "unicode-data",
+];
+/// Tool chains that must work in a sandbox, where it sees them: a program, and
+/// the package that has it if the machine has no other.
+const TOOLCHAINS: [(&str, &str); 6] = [
+    ("/usr/bin/cargo", "cargo"),
+    ("/usr/bin/gcc", "gcc"),
+    ("/usr/bin/git", "git"),
+    ("/usr/bin/javac", "default-jdk-headless"),
+    ("/usr/bin/node", "nodejs"),
+    ("/usr/bin/npm", "npm"),
+];
 
 pub(crate) fn run() -> Outcome {
-    install(&PACKAGES)?;
+    let missing = TOOLCHAINS.iter().filter(|(program, _)| !std::path::Path::new(program).exists());
+    let packages: Vec<&str> = PACKAGES.into_iter().chain(missing.map(|(_, package)| *package)).collect();
+    install(&packages)?;
     let began = Instant::now();
     let mut doc = cargo(&["doc", "--quiet", "--workspace", "--no-deps"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");

@@ -159,7 +159,7 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
         identity.own(&workspace).map_err(|errno| refused("give the temporary folder away", &errno))?;
         let own_users = spawner::own_users(&workspace, identity).is_some();
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
-        let base = Base::build(&executable).map_err(|error| refused("build the base view", &error))?;
+        let base = Base::build(&executable, None).map_err(|error| refused("build the base view", &error))?;
         let scope = cloister_types::Scope::default();
         let built = view::build(&workspace, &plan::plan(&scope, &session), identity)
             .map_err(|error| refused("build a view", &error))?;

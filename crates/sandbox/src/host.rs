@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,6 +79,25 @@ fn refused(message: String) -> HostError {
     HostError::Refused { message, fix }
 }
 
+/// What a tenant's sandboxes stand on.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// The executable of spawner, supervisors and init.
+    pub executable: PathBuf,
+    /// The agent's.
+    pub agent: PathBuf,
+    /// The tenant's files; made if it is not there.
+    pub workspace: PathBuf,
+    /// Where supervisors keep what the server reads; made if it is not there.
+    pub run: PathBuf,
+    /// A root folder for programs, instead of the host's.
+    pub image: Option<PathBuf>,
+    /// Of each sandbox.
+    pub limits: Limits,
+    /// Of all together.
+    pub allowance: Allowance,
+}
+
 /// The tenant's spawner, kept running. Dropping it hangs up, upon which the
 /// spawner and all its sandboxes end.
 pub struct Host {
@@ -140,23 +159,16 @@ impl Host {
     /// The executable is missing, or the workspace cannot be made. What the
     /// kernel refuses is told by each creation instead, with its remedy; it
     /// may be granted while the server runs.
-    pub fn start(
-        executable: &Path,
-        agent: &Path,
-        workspace: &Path,
-        run: &Path,
-        limits: Limits,
-        allowance: Allowance,
-    ) -> Result<Self, HostError> {
+    pub fn start(ground: Ground) -> Result<Self, HostError> {
+        let Ground { executable, agent, workspace, run, image, limits, allowance } = ground;
         let identity = Identity::current();
-        std::fs::create_dir_all(workspace)?;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(run)?;
+        std::fs::create_dir_all(&workspace)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&run)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let handle = rustix::fs::open(workspace, flags, Mode::empty())?;
+        let handle = rustix::fs::open(&workspace, flags, Mode::empty())?;
         identity.own(&handle)?;
-        let setup = Setup { workspace: workspace.to_owned(), agent: agent.to_owned(), limits, allowance };
+        let setup = Setup { workspace, agent, image, limits, allowance };
         let state = Mutex::default();
-        let (executable, run) = (executable.to_owned(), run.to_owned());
         let reserving = Mutex::default();
         let host = Self { executable, setup, identity, workspace: handle, run, state, reserving };
         let first = host.ensure(&mut host.lock());

@@ -93,11 +93,10 @@ pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<Own
     let Forked::Parent { pid, pidfd } = sys::fork_into(libc::CLONE_NEWUSER)? else { be_a_namespace(parent) };
     let made = (|| {
         for (file, owner, user) in [("uid_map", owner.uid, user.uid), ("gid_map", owner.gid, user.gid)] {
-            let same = |from: u32, to: u32| format!("{from} {from} {}\n", to - from);
-            let mut map = same(0, owner) + &format!("{owner} {user} 1\n") + &same(user + 1, u32::MAX);
-            if owner + 1 < user {
-                map += &same(owner + 1, user);
-            }
+            let same =
+                |from: u32, to: u32| if from < to { format!("{from} {from} {}\n", to - from) } else { String::new() };
+            let map =
+                same(0, owner) + &format!("{owner} {user} 1\n") + &same(owner + 1, user) + &same(user + 1, u32::MAX);
             std::fs::write(format!("/proc/{pid}/{file}"), map)?;
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;

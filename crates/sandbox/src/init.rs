@@ -1,7 +1,7 @@
 //! PID 1 of a sandbox: starts the agent when told to, reaps what dies, and
 //! ends, and with it everything inside, when its supervisor is gone.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use serde::{Deserialize, Serialize};
 
+use crate::protocol;
 use crate::sys::{self, Forked};
-use crate::{AGENT, protocol};
 
 /// From the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,6 +48,10 @@ pub(crate) enum FromInit {
     },
 }
 
+const AGENT: &CStr = c"/opt/sandbox/bin/cloister-agent";
+/// What starts it in an image, and with which libraries.
+const LOADER: &CStr = c"/opt/sandbox/lib/loader";
+const LIBRARIES: &CStr = c"/opt/sandbox/lib";
 /// Bytes after which a process counts as one that writes.
 const WRITER: u64 = 1 << 20;
 
@@ -172,8 +176,12 @@ fn exec_agent(link: OwnedFd, log: OwnedFd) -> Result<(), Errno> {
     // over without unsafe code.
     sys::set_standard(&link, 0)?;
     sys::close_from(3)?;
-    let program = CString::new(AGENT).map_err(|_| Errno::INVAL)?;
-    sys::exec(&program, &[&program], &ENVIRONMENT).map(|_| ())
+    // In an image the agent brings its own C library; else there is none there.
+    let arguments = [LOADER, c"--library-path", LIBRARIES, c"--argv0", AGENT, AGENT];
+    match sys::exec(LOADER, &arguments, &ENVIRONMENT) {
+        Err(Errno::NOENT) => sys::exec(AGENT, &[AGENT], &ENVIRONMENT).map(|_| ()),
+        other => other.map(|_| ()),
+    }
 }
 
 /// Asks init to run the agent. Called in the supervisor.

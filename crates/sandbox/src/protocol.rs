@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     pub(crate) workspace: PathBuf,
     /// The agent's executable on the host.
     pub(crate) agent: PathBuf,
+    /// A root folder instead of the host's programs.
+    pub(crate) image: Option<PathBuf>,
     /// Limits of each sandbox.
     pub(crate) limits: Limits,
     /// What all of them may keep in the workspace.

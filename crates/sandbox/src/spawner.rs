@@ -156,7 +156,8 @@ impl Spawner {
             .map_err(|errno| fatal(&format!("open the workspace {}", setup.workspace.display()), &errno))?;
         reserved_folders(&workspace, identity)
             .map_err(|errno| fatal("make the workspace's reserved folders", &errno))?;
-        let base = Base::build(&setup.agent).map_err(|error| fatal("build the base view", &error))?;
+        let base =
+            Base::build(&setup.agent, setup.image.as_deref()).map_err(|error| fatal("build the base view", &error))?;
         let office = Office::open(&workspace, setup.allowance).map_err(|errno| fatal("start the meter", &errno))?;
         let meter = office.join().map_err(|error| fatal("join the meter", &error))?;
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
@@ -261,18 +262,18 @@ impl Spawner {
             }
             None => terms.owner,
         };
-        let root = self.base.sandbox_root(user, &terms.limits);
-        let root = root.map_err(|error| Refused { step: "build the sandbox's root".into(), answer: error.to_string() });
-        let (groups, root) = match self.cgroups.create(&terms.limits) {
-            Ok(groups) => (groups, root),
-            Err(error) => {
-                let refused = Refused { step: "make the control groups".into(), answer: error.to_string() };
-                (self.cgroups.none(), Err(refused))
-            }
+        terms.enforced.image = self.base.is_image();
+        let (groups, refused) = match self.cgroups.create(&terms.limits) {
+            Ok(groups) => (groups, None),
+            Err(error) => (
+                self.cgroups.none(),
+                Some(Refused { step: "make the control groups".into(), answer: error.to_string() }),
+            ),
         };
         match sys::fork() {
             Ok(Forked::Child) => {
                 let _ = sys::unblock_signals();
+                let root = refused.map_or_else(|| self.base.sandbox_root(user, &terms.limits).map_err(unbuilt), Err);
                 let kept = match root {
                     Ok(root) => {
                         sys::keep_only([theirs, meter.0, root]).map(|[channel, meter, root]| (channel, meter, Ok(root)))
@@ -329,6 +330,10 @@ impl Spawner {
         // It ends when nobody who writes is left.
         self.office.close();
     }
+}
+
+fn unbuilt(error: ViewError) -> Refused {
+    Refused { step: "build the sandbox's root".into(), answer: error.to_string() }
 }
 
 /// Host users for sandboxes, if the workspace's file system can show its files

@@ -37,6 +37,9 @@ pub struct Config {
     pub limits: Limits,
     /// Limits of one sandbox.
     pub sandbox: SandboxLimits,
+    /// Programs of the sandboxes, instead of the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
     /// What all sessions may keep together.
     pub workspace: Allowance,
     /// The catalogue.
@@ -52,6 +55,14 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// PEM.
     pub key: PathBuf,
+}
+
+/// `[image]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// The root folder of a system, such as debootstrap makes.
+    pub root: PathBuf,
 }
 
 /// `[session_defaults]`.
@@ -160,6 +171,7 @@ impl Default for Config {
             session_defaults: SessionDefaults::default(),
             limits: Limits::default(),
             sandbox: SandboxLimits::default(),
+            image: None,
             workspace: Allowance::default(),
             models: Vec::new(),
         }
@@ -179,6 +191,7 @@ impl Config {
         let absolute = std::path::absolute(path).map_err(|error| bad(&error))?;
         let folder = absolute.parent().unwrap_or(Path::new("/"));
         let paths = config.models.iter_mut().filter_map(|model| model.key_file.as_mut()).chain(config.data.as_mut());
+        let paths = paths.chain(config.image.as_mut().map(|image| &mut image.root));
         let tls = config.tls.as_mut().map(|tls| [&mut tls.certificate, &mut tls.key]).into_iter().flatten();
         for path in paths.chain(tls) {
             *path = folder.join(&*path);

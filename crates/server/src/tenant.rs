@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use cloister_session::{Host, HostError, Sessions};
+use cloister_session::{Ground, Host, HostError, Sessions};
 use cloister_store::Store;
 
 use crate::ServerError;
@@ -59,9 +59,16 @@ impl Tenant {
             std::path::absolute(data.join("workspace")).map_err(ServerError::start("find the workspace"))?;
         let (sandbox, agent) = (executables.sandbox, executables.agent);
         let run = std::path::absolute(data.join("run")).map_err(ServerError::start("find the run folder"))?;
-        let (limits, allowance) = (config.sandbox, config.workspace);
-        let start = move || Host::start(&sandbox, &agent, &workspace, &run, limits, allowance);
-        let host = tokio::task::spawn_blocking(start)
+        let ground = Ground {
+            executable: sandbox,
+            agent,
+            workspace,
+            run,
+            image: config.image.as_ref().map(|image| image.root.clone()),
+            limits: config.sandbox,
+            allowance: config.workspace,
+        };
+        let host = tokio::task::spawn_blocking(move || Host::start(ground))
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?
             .map_err(|error| sandbox_missing(&error))?;

@@ -35,7 +35,7 @@ mod turn;
 pub use cloister_sandbox::confine::Limits as SandboxLimits;
 pub use cloister_sandbox::doctor;
 pub use cloister_sandbox::files::{Condition, Entry as FolderEntry, Found, Opened, Written};
-pub use cloister_sandbox::host::{Host, HostError};
+pub use cloister_sandbox::host::{Ground, Host, HostError};
 pub use cloister_sandbox::identity::Identity;
 pub use cloister_sandbox::quota::Allowance;
 pub use config::{Config, Defaults, Model};

@@ -384,6 +384,10 @@ pub struct Enforced {
     /// Whose host uid the sandbox has: its `own`, one that all of the `tenant`
     /// share, or the `server`'s.
     pub host_user: String,
+    /// Runs on an image of the operator's choice under a writable layer of its
+    /// own, instead of the host's programs.
+    #[serde(default)]
+    pub image: bool,
     /// What limits memory: `cgroup-v1`, `cgroup-v2` or `rlimit-per-process`.
     pub memory: String,
     /// What limits CPU: `cgroup-v1`, `cgroup-v2` or `none`.

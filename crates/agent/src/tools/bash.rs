@@ -129,12 +129,17 @@ impl Said {
     }
 }
 
+/// bash, or what an image has instead.
+pub(super) fn shell() -> &'static str {
+    if Path::new("/bin/bash").exists() { "bash" } else { "sh" }
+}
+
 fn on_pipe(command: &str) -> std::io::Result<(Said, Command)> {
     // One pipe for both streams keeps their order.
     let (reader, writer) = std::io::pipe()?;
-    let mut shell = Command::new("bash");
-    shell.args(["-c", command]).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
-    Ok((Said::Pipe(Receiver::from_owned_fd(reader.into())?), shell))
+    let mut program = Command::new(shell());
+    program.args(["-c", command]).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+    Ok((Said::Pipe(Receiver::from_owned_fd(reader.into())?), program))
 }
 
 fn on_terminal(input: &Input) -> std::io::Result<(Said, Command)> {

@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
@@ -10,8 +11,13 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use tokio::sync::mpsc;
 
+use super::bash::shell;
+
 /// This program's own path; it cannot ask `/proc` for it, being undumpable.
 const AGENT: &str = "/opt/sandbox/bin/cloister-agent";
+/// What starts it in an image, where it brings its own C library.
+const LOADER: &str = "/opt/sandbox/lib/loader";
+const LIBRARIES: &str = "/opt/sandbox/lib";
 /// First argument with which it only leads a terminal.
 pub(crate) const LEAD: &str = "lead-terminal";
 /// What programs find; wide enough for tables.
@@ -37,8 +43,8 @@ impl Terminal {
         modes.output_modes -= OutputModes::ONLCR;
         tcsetattr(&theirs, OptionalActions::Now, &modes)?;
         type_in(&ours, input)?;
-        let mut leader = Command::new(AGENT);
-        leader.args([LEAD, "bash", "-c", command]).env("TERM", "xterm-256color");
+        let mut leader = own_program();
+        leader.args([LEAD, shell(), "-c", command]).env("TERM", "xterm-256color");
         let stdio = || theirs.try_clone().map(Stdio::from);
         leader.stdin(stdio()?).stdout(stdio()?).stderr(stdio()?);
         let (said, heard) = mpsc::channel(1);
@@ -60,6 +66,15 @@ impl Terminal {
     }
 }
 
+fn own_program() -> Command {
+    if !Path::new(LOADER).exists() {
+        return Command::new(AGENT);
+    }
+    let mut program = Command::new(LOADER);
+    program.args(["--library-path", LIBRARIES, "--argv0", AGENT, AGENT]);
+    program
+}
+
 /// More than the line discipline holds is cut off, as when one types faster
 /// than a program reads.
 fn type_in(terminal: &OwnedFd, input: &str) -> std::io::Result<()> {
@@ -75,7 +90,8 @@ fn type_in(terminal: &OwnedFd, input: &str) -> std::io::Result<()> {
 /// and then the program. Returns only if that fails.
 pub(crate) fn lead(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> std::io::Error {
     let Some(program) = arguments.next() else { return std::io::ErrorKind::InvalidInput.into() };
-    if let Err(errno) = rustix::process::setsid().and_then(|_| rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())) {
+    if let Err(errno) = rustix::process::setsid().and_then(|_| rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()))
+    {
         return errno.into();
     }
     Command::new(program).args(arguments).exec()

@@ -31,7 +31,10 @@ async fn a_program_gets_a_terminal_where_asked() {
         let lines = [
             bash("tty; test -t 1"),
             pty("tty; stty size; echo $TERM; test -t 0 && test -t 1 && test -t 2"),
-            call("bash", json!({"command": "read -p 'name? ' name; echo \"hello $name\"; cat", "pty": true, "input": "you\nmore\n"})),
+            call(
+                "bash",
+                json!({"command": "read -p 'name? ' name; echo \"hello $name\"; cat", "pty": true, "input": "you\nmore\n"}),
+            ),
             pty("cat; exit 3"),
             pty("echo for all > /dev/tty; ps -o pid=,sid=,tpgid= $$ | awk '{print ($1==$2 && $2==$3)}'"),
             call("bash", json!({"command": "echo on; sleep 60", "pty": true, "timeout": 0.3})),

@@ -1,7 +1,7 @@
 //! Compiles the allow-list to a balanced tree of BPF instructions: attaching
 //! and running it costs a third of the usual chain of comparisons.
 
-use super::syscalls::{Check, FAMILIES, GROUPS, TERMINAL, NAMESPACE_FLAGS, NEWEST_KNOWN};
+use super::syscalls::{Check, FAMILIES, GROUPS, NAMESPACE_FLAGS, NEWEST_KNOWN, TERMINAL};
 use crate::sys::Instruction;
 
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
@@ -188,9 +188,9 @@ mod tests {
             let got = run(&filter, THIS_ARCHITECTURE, number, [argument_for(number), 0, 0, 0, 0, 0]);
             let group = GROUPS.iter().find(|group| group.calls.contains(&i64::from(number)));
             let want = match group.map(|group| group.check) {
-                Some(
-                    Check::None | Check::Family | Check::NoNamespaces | Check::PlainTerminal | Check::OwnProcess,
-                ) => ALLOW,
+                Some(Check::None | Check::Family | Check::NoNamespaces | Check::PlainTerminal | Check::OwnProcess) => {
+                    ALLOW
+                }
                 Some(Check::Absent) => UNKNOWN,
                 None if number <= NEWEST_KNOWN => REFUSE,
                 None => UNKNOWN,

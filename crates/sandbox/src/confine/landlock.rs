@@ -14,8 +14,8 @@ const NEWEST: ABI = ABI::V6;
 const WRITABLE: [&str; 3] = ["/opt/sandbox/workspace", "/tmp", "/dev"];
 
 /// Restricts this process: reading and running anywhere, changing in
-/// [`WRITABLE`] alone, no signal and no abstract socket to the outside.
-pub(super) fn restrict() -> Result<u32, ConfineError> {
+/// [`WRITABLE`] alone (in an image anywhere: there the mounts decide), no signal and no abstract socket to the outside.
+pub(super) fn restrict(image: bool) -> Result<u32, ConfineError> {
     let abi = crate::doctor::landlock_abi();
     if abi == 0 {
         return Ok(0);
@@ -28,7 +28,8 @@ pub(super) fn restrict() -> Result<u32, ConfineError> {
         .and_then(Ruleset::create)
         .map_err(|error| failed(&error))?;
     let grants = WRITABLE.into_iter().map(|path| (path, AccessFs::from_all(NEWEST)));
-    for (path, access) in std::iter::once(("/", AccessFs::from_read(NEWEST))).chain(grants) {
+    let everywhere = if image { AccessFs::from_all(NEWEST) } else { AccessFs::from_read(NEWEST) };
+    for (path, access) in std::iter::once(("/", everywhere)).chain(grants) {
         let folder = PathFd::new(path).map_err(|error| failed(&error))?;
         rules = rules.add_rule(PathBeneath::new(folder, access)).map_err(|error| failed(&error))?;
     }

@@ -33,6 +33,8 @@ pub enum ConfineError {
 /// The last restrictions, ready to be put on.
 pub(crate) struct Seal {
     filter: Vec<Instruction>,
+    /// What is not a mount of its own is a layer that may be changed.
+    image: bool,
 }
 
 /// Puts the calling process under every restriction that the rest of its
@@ -45,7 +47,7 @@ pub(crate) fn prepare(limits: &Limits, enforced: &Enforced) -> Result<Seal, Conf
     // Without this a fellow process of the same user could read init's memory.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(step("undumpable"))?;
-    Ok(Seal { filter: filter::compile() })
+    Ok(Seal { filter: filter::compile(), image: enforced.image })
 }
 
 impl Seal {
@@ -53,7 +55,7 @@ impl Seal {
     /// the Landlock version in force (0: the kernel has none).
     pub(crate) fn close(self) -> Result<u32, ConfineError> {
         let step = |step| move |errno| ConfineError::Kernel { step, errno };
-        let abi = landlock::restrict()?;
+        let abi = landlock::restrict(self.image)?;
         sys::drop_capabilities().map_err(step("drop capabilities"))?;
         sys::install(&self.filter).map_err(step("seccomp"))?;
         Ok(abi)

@@ -1,5 +1,6 @@
-//! What every sandbox of a tenant has in common: the host's programs, a
-//! minimal `/etc`, a few devices. Built once and cloned for each sandbox.
+//! What every sandbox of a tenant has in common: programs (the host's with a
+//! minimal `/etc`, or an image's), the agent, a few devices. Built once and
+//! cloned for each sandbox.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -9,6 +10,7 @@ use rustix::fs::{FileType, Mode, OFlags, mkdirat, mknodat, openat, symlinkat};
 use rustix::mount::MountAttrFlags;
 
 use super::ViewError;
+use super::image::{self, Image};
 use super::mounts::{attach, bind, clone_mount, handle, host, tmpfs};
 use crate::confine::Limits;
 use crate::identity::Identity;
@@ -20,27 +22,42 @@ const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx3
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Parts of the host's `/etc` that its programs need to start or to verify
 /// certificates. Nothing about users, machines or the network.
-const ETC: [&str; 6] = ["alternatives", "ld.so.cache", "ssl/certs", "ssl/openssl.cnf", "localtime", "mime.types"];
+const ETC: [&str; 11] = [
+    "alternatives",
+    "fonts",
+    "ld.so.cache",
+    "localtime",
+    "magic",
+    "magic.mime",
+    "mime.types",
+    "perl",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "terminfo",
+];
+/// And those whose names carry a version: what these languages keep there is
+/// part of their installation.
+const ETC_BEGINNINGS: [&str; 2] = ["java-", "python3"];
 
 const FOLDER: Mode = Mode::from_raw_mode(0o755);
+pub(super) const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 
 /// The tenant's common tree.
 pub(crate) struct Base {
+    /// Of the host's programs, a whole root; beside an image, what is put into
+    /// it: `/dev` and `/opt/sandbox`.
     tree: OwnedFd,
+    image: Option<Image>,
 }
 
 impl Base {
     /// Builds the tree, with the agent's executable in its place.
-    pub(crate) fn build(agent: &Path) -> Result<Self, ViewError> {
-        let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        let tree = tmpfs(&[("size", "1m"), ("mode", "0755")], plain).map_err(ViewError::at("make the root (tmpfs)"))?;
+    pub(crate) fn build(agent: &Path, image: Option<&Path>) -> Result<Self, ViewError> {
+        let tree = tmpfs(&[("size", "1m"), ("mode", "0755")], PLAIN).map_err(ViewError::at("make the root (tmpfs)"))?;
         for folder in
-            ["etc", "etc/ssl", "dev", "dev/pts", "dev/shm", "proc", "tmp", "opt", "opt/sandbox", "opt/sandbox/bin", WORKSPACE]
+            ["dev", "dev/pts", "dev/shm", "opt", "opt/sandbox", "opt/sandbox/bin", "opt/sandbox/lib", WORKSPACE]
         {
             mkdirat(&tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
-        }
-        for name in SYSTEM {
-            system(&tree, name).map_err(ViewError::at(format!("bind /{name}")))?;
         }
         for (name, target) in [
             ("fd", "/proc/self/fd"),
@@ -54,37 +71,73 @@ impl Base {
         for name in DEVICES {
             device(&tree, name).map_err(ViewError::at(format!("bind /dev/{name}")))?;
         }
-        for name in ETC {
-            etc(&tree, name).map_err(ViewError::at(format!("bind /etc/{name}")))?;
-        }
-        for (name, text) in accounts() {
-            write(&tree, name, text.as_bytes()).map_err(ViewError::at(format!("write /{name}")))?;
-        }
-        let agent_source =
-            host(&agent.to_string_lossy()).map_err(ViewError::at(format!("open the agent at {}", agent.display())))?;
-        place_file(&tree, AGENT.trim_start_matches('/'), bind(agent_source, true))
-            .map_err(ViewError::at("bind the agent"))?;
+        place_host_file(&tree, AGENT.trim_start_matches('/'), agent).map_err(ViewError::at("bind the agent"))?;
+        let image = match image {
+            Some(folder) => {
+                image::bring_libraries(&tree).map_err(ViewError::at("bind the agent's libraries"))?;
+                Some(Image::open(folder)?)
+            }
+            None => {
+                host_programs(&tree)?;
+                None
+            }
+        };
         sys::set_mount_attributes(&tree, sys::ATTR_RDONLY, false).map_err(ViewError::at("seal the root"))?;
-        Ok(Self { tree })
+        Ok(Self { tree, image })
     }
 
-    /// The root of one sandbox: a clone of the base with its own `/tmp`. The
-    /// workspace's mount point is empty.
+    /// The root of one sandbox, with its own `/tmp`. The workspace's mount
+    /// point is empty.
     pub(crate) fn sandbox_root(&self, identity: Identity, limits: &Limits) -> Result<OwnedFd, ViewError> {
-        let root = clone_mount(&self.tree, true).map_err(ViewError::at("clone the base tree"))?;
-        let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let root = match &self.image {
+            None => clone_mount(&self.tree, true).map_err(ViewError::at("clone the base tree"))?,
+            Some(image) => {
+                let root = image.layered(identity, limits)?;
+                for folder in ["dev", "opt/sandbox"] {
+                    let at = |errno| ViewError::Kernel { step: format!("put /{folder} into the image"), errno };
+                    let part = clone_mount(handle(&self.tree, folder).map_err(at)?, true).map_err(at)?;
+                    attach(part, handle(&root, folder).map_err(at)?).map_err(at)?;
+                }
+                root
+            }
+        };
         let (uid, gid) = (identity.uid.to_string(), identity.gid.to_string());
         for (folder, size, mode) in [("tmp", limits.tmp_bytes, "1777"), ("dev/shm", limits.tmp_bytes / 4, "1777")] {
             let inodes = (size / 4096).max(1024).to_string();
             let size = size.to_string();
             let options =
                 [("size", size.as_str()), ("nr_inodes", &inodes), ("mode", mode), ("uid", &uid), ("gid", &gid)];
-            let mount = tmpfs(&options, plain).map_err(ViewError::at(format!("make /{folder} (tmpfs)")))?;
+            let mount = tmpfs(&options, PLAIN).map_err(ViewError::at(format!("make /{folder} (tmpfs)")))?;
             let target = handle(&root, folder).map_err(ViewError::at(format!("open /{folder}")))?;
             attach(mount, target).map_err(ViewError::at(format!("attach /{folder}")))?;
         }
         Ok(root)
     }
+
+    /// Do sandboxes have an image of their own, which they may change?
+    pub(crate) fn is_image(&self) -> bool {
+        self.image.is_some()
+    }
+}
+
+/// The host's programs, and the little of its `/etc` that they need.
+fn host_programs(tree: &OwnedFd) -> Result<(), ViewError> {
+    for folder in ["etc", "etc/ssl", "proc", "tmp"] {
+        mkdirat(tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
+    }
+    for name in SYSTEM {
+        system(tree, name).map_err(ViewError::at(format!("bind /{name}")))?;
+    }
+    let listed = std::fs::read_dir("/etc").into_iter().flatten().flatten();
+    let found = listed.filter_map(|entry| entry.file_name().into_string().ok());
+    let found = found.filter(|name| ETC_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)));
+    for name in ETC.map(str::to_owned).into_iter().chain(found) {
+        etc(tree, &name).map_err(ViewError::at(format!("bind /etc/{name}")))?;
+    }
+    for (name, text) in accounts() {
+        write(tree, name, text.as_bytes()).map_err(ViewError::at(format!("write /{name}")))?;
+    }
+    Ok(())
 }
 
 /// A system folder: bound if it is one, linked again if it is a link.
@@ -122,12 +175,18 @@ fn etc(tree: &OwnedFd, name: &str) -> rustix::io::Result<()> {
     }
 }
 
+/// Binds a file of the host, read-only.
+pub(super) fn place_host_file(tree: &OwnedFd, path: &str, source: &Path) -> rustix::io::Result<()> {
+    let source = openat(rustix::fs::CWD, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    place_file(tree, path, bind(source, true))
+}
+
 fn place_file(tree: &OwnedFd, path: &str, mount: rustix::io::Result<OwnedFd>) -> rustix::io::Result<()> {
     mknodat(tree, path, FileType::RegularFile, Mode::from_raw_mode(0o444), 0)?;
     attach(mount?, handle(tree, path)?)
 }
 
-fn write(tree: &OwnedFd, path: &str, content: &[u8]) -> rustix::io::Result<()> {
+pub(super) fn write(tree: &OwnedFd, path: &str, content: &[u8]) -> rustix::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(openat(tree, path, flags, Mode::from_raw_mode(0o644))?);
     file.write_all(content).map_err(|error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))

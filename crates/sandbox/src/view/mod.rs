@@ -2,6 +2,7 @@
 //! none through a symlink, so there is nothing to race.
 
 mod base;
+mod image;
 pub(crate) mod mounts;
 mod workspace;
 

@@ -2,28 +2,34 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use cloister_sandbox::confine::Limits;
-use cloister_sandbox::host::{Host, HostError};
+use cloister_sandbox::host::{Ground, Host, HostError};
 use cloister_sandbox::quota::Allowance;
 use cloister_types::link::{Command, Fact, FrameReader, Signal, Spooled, TurnLimits, TurnStart, encode};
 use cloister_types::model::{ModelSpec, Wire};
 use cloister_types::scope::FileAccess;
 use cloister_types::{ResponseId, SessionId, WorkspacePath};
 
-fn host(folder: &std::path::Path, agent: &str) -> Host {
+fn host(folder: &Path, agent: &str) -> Host {
     let path = folder.join("agent");
     std::fs::write(&path, agent).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    Host::start(
-        env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(),
-        &path,
-        &folder.join("workspace"),
-        &folder.join("run"),
-        Limits::default(),
-        Allowance::default(),
-    )
-    .unwrap()
+    let executable = env!("CARGO_BIN_EXE_cloister-sandbox").into();
+    Host::start(ground(executable, path, folder)).unwrap()
+}
+
+fn ground(executable: PathBuf, agent: PathBuf, folder: &Path) -> Ground {
+    Ground {
+        executable,
+        agent,
+        workspace: folder.join("workspace"),
+        run: folder.join("run"),
+        image: None,
+        limits: Limits::default(),
+        allowance: Allowance::default(),
+    }
 }
 
 fn start(session: &SessionId) -> TurnStart {
@@ -99,22 +105,13 @@ fn a_scope_through_a_link_is_refused_by_name() {
 #[test]
 fn a_missing_executable_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let (missing, workspace) = (folder.path().join("nothing"), folder.path().join("workspace"));
-    let run = folder.path().join("run");
-    let error =
-        Host::start(&missing, &missing, &workspace, &run, Limits::default(), Allowance::default()).err().unwrap();
+    let missing = folder.path().join("nothing");
+    let error = Host::start(ground(missing.clone(), missing.clone(), folder.path())).err().unwrap();
     assert!(error.to_string().contains("nothing"), "{error}");
     // A missing agent keeps sandboxes from being made, not the server from
     // saying so.
-    let host = Host::start(
-        env!("CARGO_BIN_EXE_cloister-sandbox").as_ref(),
-        &missing,
-        &workspace,
-        &run,
-        Limits::default(),
-        Allowance::default(),
-    )
-    .unwrap();
+    let executable = env!("CARGO_BIN_EXE_cloister-sandbox").into();
+    let host = Host::start(ground(executable, missing, folder.path())).unwrap();
     let refused = host.view(&SessionId::from_random([1; 6]), &FileAccess::everything());
     assert!(matches!(refused, Err(HostError::Refused { message, .. }) if message.contains("open the agent")));
 }

@@ -1,0 +1,142 @@
+//! A root folder of the operator's choice instead of the host's programs: made
+//! by debootstrap, say, or unpacked from a container image. Every sandbox may
+//! change all of it: what it writes lands in a layer of its own, which is
+//! memory, and ends with the sandbox.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use cloister_types::path::WorkspacePath;
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat2, unlinkat};
+use rustix::io::{Errno, Result};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+};
+
+use super::ViewError;
+use super::base::{PLAIN, place_host_file, write};
+use super::mounts::{STRICT, bind, host, tmpfs};
+use super::workspace::make_folders;
+use crate::confine::Limits;
+use crate::identity::{self, Identity};
+use crate::{INSIDE_ID, sys};
+
+/// Folders that something is mounted on.
+const MOUNT_POINTS: [&str; 4] = ["dev", "opt/sandbox", "proc", "tmp"];
+
+/// The folder.
+pub(super) struct Image {
+    folder: OwnedFd,
+}
+
+impl Image {
+    /// Opens the folder, if it looks like the root of a system.
+    pub(super) fn open(path: &Path) -> std::result::Result<Self, ViewError> {
+        let shown = path.display();
+        let folder = host(&path.to_string_lossy()).map_err(ViewError::at(format!("open the image {shown}")))?;
+        let resolve = rustix::fs::ResolveFlags::IN_ROOT | rustix::fs::ResolveFlags::NO_MAGICLINKS;
+        openat2(&folder, "bin/sh", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+            .map_err(ViewError::at(format!("find /bin/sh in the image {shown}")))?;
+        Ok(Self { folder })
+    }
+
+    /// The image under a layer of its own, with what a sandbox needs in it.
+    pub(super) fn layered(&self, user: Identity, limits: &Limits) -> std::result::Result<OwnedFd, ViewError> {
+        let layer = self.layer(user, limits).map_err(ViewError::at("put a writable layer on the image (overlay)"))?;
+        for folder in MOUNT_POINTS {
+            let path = WorkspacePath::parse(folder.as_bytes()).unwrap_or_default();
+            make_folders(&layer, &path).map_err(ViewError::at(format!("make /{folder} in the image")))?;
+        }
+        accounts(&layer).map_err(ViewError::at("write the image's /etc"))?;
+        Ok(layer)
+    }
+
+    fn layer(&self, user: Identity, limits: &Limits) -> Result<OwnedFd> {
+        let lower = bind(&self.folder, true)?;
+        if user.root_mode {
+            // Root's files are the sandbox's user's, who may thus change them all.
+            let root = Identity { uid: 0, gid: 0, root_mode: true };
+            let map =
+                identity::owners_map(root, user).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            sys::map_mount_owners(&lower, map)?;
+        }
+        let memory = tmpfs(&[("size", &limits.tmp_bytes.to_string()), ("mode", "0755")], PLAIN)?;
+        for folder in ["upper", "work"] {
+            mkdirat(&memory, folder, Mode::from_raw_mode(0o755))?;
+        }
+        if user.root_mode {
+            let (uid, gid) = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
+            chownat(&memory, "upper", uid, gid, AtFlags::empty())?;
+        }
+        let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&overlay, "source", "image")?;
+        // Mount information shows these words, which say nothing of the host.
+        let own = |fd: &OwnedFd, below: &str| format!("/proc/self/fd/{}{below}", fd.as_raw_fd());
+        fsconfig_set_string(&overlay, "lowerdir", own(&lower, ""))?;
+        fsconfig_set_string(&overlay, "upperdir", own(&memory, "/upper"))?;
+        fsconfig_set_string(&overlay, "workdir", own(&memory, "/work"))?;
+        if !user.root_mode {
+            // An ordinary user may not write the attributes that it uses else.
+            fsconfig_set_flag(&overlay, "userxattr")?;
+        }
+        fsconfig_create(&overlay)?;
+        fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, PLAIN)
+    }
+}
+
+/// Makes the agent's account known. Nothing of the image is followed on the
+/// way: a link in it could lead to the host's own files.
+fn accounts(root: &OwnedFd) -> Result<()> {
+    let etc = WorkspacePath::parse(b"etc").unwrap_or_default();
+    make_folders(root, &etc)?;
+    for (name, line) in [
+        ("etc/passwd", format!("agent:x:{INSIDE_ID}:{INSIDE_ID}:agent:/tmp/home:/bin/sh\n")),
+        ("etc/group", format!("agent:x:{INSIDE_ID}:\n")),
+        ("etc/hosts", "127.0.0.1 localhost cloister\n::1 localhost\n".to_owned()),
+    ] {
+        let before =
+            match openat2(root, name, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty(), STRICT) {
+                Ok(file) if name != "etc/hosts" => {
+                    let mut text = String::new();
+                    let read = std::io::Read::read_to_string(
+                        &mut std::io::Read::take(std::fs::File::from(file), 1 << 20),
+                        &mut text,
+                    );
+                    if read.is_ok() { text } else { String::new() }
+                }
+                _ => String::new(),
+            };
+        let id = format!(":{INSIDE_ID}:");
+        let others: String =
+            before.lines().filter(|known| !known.contains(&id)).map(|known| format!("{known}\n")).collect();
+        match unlinkat(root, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        write(root, name, (others + &line).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The host's C library for the agent, which the image's may be too old for,
+/// or no C library of that kind at all: those that this very program has, and
+/// the mathematical one.
+pub(super) fn bring_libraries(tree: &OwnedFd) -> Result<()> {
+    let maps = std::fs::read_to_string("/proc/self/maps").map_err(|_| Errno::NOENT)?;
+    let mut libraries: Vec<PathBuf> = maps
+        .lines()
+        .filter_map(|line| line.split_once('/').map(|(_, path)| PathBuf::from(format!("/{path}"))))
+        .collect();
+    libraries.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so")));
+    libraries.sort();
+    libraries.dedup();
+    let folder =
+        libraries.iter().find(|path| path.ends_with("libc.so.6")).and_then(|path| path.parent()).ok_or(Errno::NOENT)?;
+    libraries.push(folder.join("libm.so.6"));
+    for path in &libraries {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let name = if name.starts_with("ld-") { "loader" } else { name };
+        place_host_file(tree, &format!("opt/sandbox/lib/{name}"), path)?;
+    }
+    Ok(())
+}
