@@ -6,14 +6,14 @@ use std::process::Command;
 use crate::run::{Outcome, cargo, done, install, root, target};
 
 /// Programs beside `session.py`.
-const PROGRAMS: [&str; 3] = ["append", "streams", "recover"];
+const PROGRAMS: [&str; 4] = ["append", "recover", "sandbox", "streams"];
 
 pub(crate) fn run(only: Option<&str>) -> Outcome {
     let named = |name: &str| only.is_none_or(|only| only == name);
     if only.is_some_and(|only| only != "session" && !PROGRAMS.contains(&only)) {
         return Err(format!("cargo xtask bench [session|{}]", PROGRAMS.join("|")));
     }
-    install(&["bubblewrap", "python3"])?;
+    install(&["bubblewrap", "gcc", "python3"])?;
     done(&mut cargo(&["build", "--quiet", "--release", "--workspace"]))?;
     let release = target().join("release");
     if named("session") {
