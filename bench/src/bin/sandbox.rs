@@ -133,7 +133,8 @@ impl Bench {
             _ => None,
         });
         let cause = cause.expect("the probe's words");
-        let first: f64 = cause.rsplit(' ').next().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{cause}"));
+        let first: f64 =
+            cause.rsplit(' ').next().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{cause}"));
         end(launched);
         let _ = self.host.remove_private(&session);
         (stood - began, first / 1e6 - began)
@@ -148,7 +149,18 @@ impl Bench {
 
     fn bwrap(&self) -> f64 {
         let mut command = Command::new("bwrap");
-        command.args(["--unshare-all", "--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]);
+        command.args([
+            "--unshare-all",
+            "--ro-bind",
+            "/usr",
+            "/usr",
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--tmpfs",
+            "/tmp",
+        ]);
         command.arg("--bind").arg(&self.folder).args(["/work", "--die-with-parent"]);
         for name in ["bin", "lib", "lib64", "sbin"] {
             if let Ok(target) = std::fs::read_link(Path::new("/").join(name)) {
@@ -211,7 +223,8 @@ fn launches(bench: &mut Bench) {
     let ten = scope(10, "");
     let view_of = bench.session();
     let whole = bench.host.view(&view_of, &FileAccess::everything()).expect("a view");
-    let (mut plain, mut stood, mut pool, mut ready, mut cold, mut boxed) = (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let (mut plain, mut stood, mut pool, mut ready, mut cold, mut boxed) =
+        (vec![], vec![], vec![], vec![], vec![], vec![]);
     for n in 0..ROUNDS + 5 {
         std::thread::sleep(LULL);
         let a = bench.plain();
@@ -230,7 +243,9 @@ fn launches(bench: &mut Bench) {
         std::thread::sleep(LULL);
         let f = bench.bwrap();
         if n >= 5 {
-            for (values, value) in [(&mut plain, a), (&mut stood, b), (&mut pool, c), (&mut ready, d), (&mut cold, e), (&mut boxed, f)] {
+            for (values, value) in
+                [(&mut plain, a), (&mut stood, b), (&mut pool, c), (&mut ready, d), (&mut cold, e), (&mut boxed, f)]
+            {
                 values.push(value);
             }
         }
@@ -242,7 +257,11 @@ fn launches(bench: &mut Bench) {
     let pool = row("a ready sandbox, with a scope of 10 paths", &mut pool);
     let cold = row("a sandbox with nothing prepared, with a scope of 10 paths", &mut cold);
     let boxed = row("bwrap, all namespaces, one bind", &mut boxed);
-    println!("\n* ready {:.1}x a plain process (goal 2.5), nothing prepared {:.1}x (goal 12)", pool / plain, cold / plain);
+    println!(
+        "\n* ready {:.1}x a plain process (goal 2.5), nothing prepared {:.1}x (goal 12)",
+        pool / plain,
+        cold / plain
+    );
     println!("* bwrap {:.1}x nothing prepared (goal 2), {:.1}x ready (goal 8)", boxed / cold, boxed / pool);
 }
 
@@ -305,7 +324,9 @@ fn destroy(bench: &mut Bench) {
         took.push(now() - began);
     }
     let (p50, p99) = quantiles(&mut took);
-    println!("* a sandbox with 20 processes is destroyed, supervisor and all, in {p50:.1} ms (p99 {p99:.1}; goal 5, 40)");
+    println!(
+        "* a sandbox with 20 processes is destroyed, supervisor and all, in {p50:.1} ms (p99 {p99:.1}; goal 5, 40)"
+    );
     host.stop();
 }
 
@@ -322,7 +343,10 @@ fn many(bench: &mut Bench) {
         .collect();
     std::thread::sleep(Duration::from_secs(1));
     let (user, kernel) = ((user_memory() - user) / 1024.0, (kernel_memory() - kernel) / 1024.0);
-    println!("* 1,000 live sandboxes with 10 paths each: {:.2} GiB ({user:.0} MiB of processes, {kernel:.0} MiB of the kernel's; goal 0.75 GiB)", (user + kernel) / 1024.0);
+    println!(
+        "* 1,000 live sandboxes with 10 paths each: {:.2} GiB ({user:.0} MiB of processes, {kernel:.0} MiB of the kernel's; goal 0.75 GiB)",
+        (user + kernel) / 1024.0
+    );
     let began = Instant::now();
     let (launched, views): (Vec<_>, Vec<_>) = all.into_iter().unzip();
     for launched in &launched {
@@ -356,7 +380,10 @@ fn files(bench: &mut Bench) {
         plain.push(now() - began);
     }
     let (through, plain) = (median(&mut through) * 2.0, median(&mut plain) * 2.0);
-    println!("* a file of 4 KiB opened with its kind checked and read through the view: {through:.1} us, {:.1}x a plain open and read (goal 3)", through / plain);
+    println!(
+        "* a file of 4 KiB opened with its kind checked and read through the view: {through:.1} us, {:.1}x a plain open and read (goal 3)",
+        through / plain
+    );
 }
 
 fn main() {
@@ -367,13 +394,21 @@ fn main() {
     println!("\n## As {}", if is_root { "root" } else { "an ordinary user" });
     let probe = compile(&folder, "probe", &[]);
     let mut bench = Bench { host: host(&folder, &probe), folder: folder.clone(), next: 0, probe };
-    launches(&mut bench);
-    println!();
-    sustained(&mut bench);
-    destroy(&mut bench);
-    files(&mut bench);
-    many(&mut bench);
-    scopes(&mut bench);
+    // Any of the parts by name, for whoever looks into one.
+    let only: Vec<String> = std::env::args().skip(1).collect();
+    let parts: [(&str, fn(&mut Bench)); 6] = [
+        ("launches", launches),
+        ("sustained", sustained),
+        ("destroy", destroy),
+        ("files", files),
+        ("many", many),
+        ("scopes", scopes),
+    ];
+    for (name, part) in parts {
+        if only.is_empty() || only.iter().any(|only| only == name) {
+            part(&mut bench);
+        }
+    }
     bench.host.stop();
     if is_root {
         again_as_a_user(&folder);
@@ -391,6 +426,11 @@ fn again_as_a_user(folder: &Path) {
     let home = folder.join("user");
     std::fs::create_dir(&home).expect("a folder");
     std::os::unix::fs::chown(&home, Some(ORDINARY), Some(ORDINARY)).expect("chown");
-    let status = Command::new(copies.join("sandbox")).env("TMPDIR", &home).uid(ORDINARY).gid(ORDINARY).status();
+    let status = Command::new(copies.join("sandbox"))
+        .args(std::env::args().skip(1))
+        .env("TMPDIR", &home)
+        .uid(ORDINARY)
+        .gid(ORDINARY)
+        .status();
     assert!(status.expect("this program again").success());
 }

@@ -20,6 +20,8 @@ pub(crate) const PIDS_FALLBACK: &str = "rlimit-per-namespace";
 const PREFIX: &str = "cloister-";
 /// Length of the accounting period in microseconds, the kernel's default.
 const PERIOD: u64 = 100_000;
+/// Of the memory limit, one part in so many may be sockets' buffers.
+const SOCKET_SHARE: u64 = 4;
 
 /// A hierarchy with the controllers of interest, and our folder in it.
 #[derive(Debug, Clone)]
@@ -139,7 +141,12 @@ fn set_limit(version: u8, controller: &str, folder: &Path, limits: &Limits) -> i
     let quota = (limits.cpus * PERIOD as f64) as u64;
     let set = |file: &str, value: String| fs::write(folder.join(file), value);
     match (version, controller) {
-        (1, "memory") => set("memory.limit_in_bytes", limits.memory_bytes.to_string()),
+        (1, "memory") => {
+            set("memory.limit_in_bytes", limits.memory_bytes.to_string())?;
+            // Memory of sockets is not in it; swap may be counted, or not be there.
+            set("memory.kmem.tcp.limit_in_bytes", (limits.memory_bytes / SOCKET_SHARE).to_string()).or_else(absent)?;
+            set("memory.memsw.limit_in_bytes", limits.memory_bytes.to_string()).or_else(absent)
+        }
         (1, "pids") | (2, "pids") => set("pids.max", limits.processes.to_string()),
         (1, "cpu") => {
             set("cpu.cfs_period_us", PERIOD.to_string())?;
@@ -147,11 +154,17 @@ fn set_limit(version: u8, controller: &str, folder: &Path, limits: &Limits) -> i
         }
         (2, "memory") => {
             set("memory.max", limits.memory_bytes.to_string())?;
+            set("memory.swap.max", "0".to_owned()).or_else(absent)?;
             set("memory.oom.group", "0".to_owned())
         }
         (2, "cpu") => set("cpu.max", format!("{quota} {PERIOD}")),
         _ => Ok(()),
     }
+}
+
+/// What a kernel was built without needs no limit.
+fn absent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// The limits that hold for a process, as its groups say now: controller, and

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
-use crate::launch::{self, Refused};
+use crate::launch::{self, Parts, Refused};
 use crate::view::{self, Base};
 use crate::{cgroup::Cgroups, confine::Limits, plan, spawner};
 
@@ -167,8 +167,9 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
         let workspace = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
         let root = base.sandbox_root(identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
         let groups = cgroups.create(&limits).map_err(|error| refused("make the control groups", &error))?;
-        let launched = launch::prepare(root, &groups, identity, &limits, cgroups.enforced(identity))
-            .and_then(|prepared| prepared.claim(workspace));
+        let enforced = cgroups.enforced(identity);
+        let parts = Parts { root, network: None, groups: &groups, user: identity, limits: &limits, enforced };
+        let launched = launch::prepare(parts).and_then(|(prepared, _)| prepared.claim(workspace));
         if let Ok(sandbox) = &launched {
             launch::end(&sandbox.init);
         }

@@ -1,21 +1,22 @@
 //! From a root tree to a confined PID 1, in two steps: what takes time needs
-//! no session, and can be done before there is one.
+//! no session, and is done before there is one. Nothing but our own code runs
+//! in a sandbox until it has been claimed.
 //!
 //! ```text
 //! supervisor                          child (becomes init)
+//!   network, listener
 //!   clone into new namespaces ------>   wait
 //!   id maps, control groups
-//!   "go" --------------------------->   ids, loopback, listener, limits,
-//!                                       root tree in, pivot
-//!   <-------- prepared + listener ----
-//!   the workspace ------------------>   attach it, confine
-//!   <------------------------ ready --  serve as init
+//!   "go" --------------------------->   ids, root tree in, pivot,
+//!                                       limits, Landlock, capabilities, filter
+//!   <----------------------- prepared   wait
+//!   the workspace, moved in
+//!   "go" --------------------------->   serve as init
 //! ```
 //!
 //! Each step has a name, so that a refusal says what was refused.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 
 use cloister_types::link::Enforced;
@@ -26,11 +27,11 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::SessionGroups;
-use crate::confine::{self, Limits, Seal};
+use crate::confine::{self, Limits};
 use crate::identity::Identity;
 use crate::sys::{self, Forked};
 use crate::view::mounts;
-use crate::{INSIDE_ID, MODEL_LISTENER, WORKSPACE, init, protocol};
+use crate::{INSIDE_ID, WORKSPACE, init, network, protocol};
 
 /// A step that was refused.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
@@ -52,14 +53,8 @@ impl Refused {
 /// What init reports once.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Standing {
-    /// The model listener, which comes along. Sent before init becomes the
-    /// inside user: descriptors under way are charged to whoever sends them,
-    /// and that user's other sandboxes may have used its account up.
-    Listening,
-    /// Everything stands but the workspace.
-    Prepared,
-    /// Confined and waiting.
-    Ready { landlock_abi: u32 },
+    /// Confined; it lacks nothing but the workspace.
+    Prepared { landlock_abi: u32 },
     /// A step failed; init has ended.
     Failed(Refused),
 }
@@ -78,51 +73,62 @@ pub(crate) struct Sandbox {
     pub(crate) enforced: Enforced,
 }
 
-const NAMESPACES: i32 = libc::CLONE_NEWUSER
-    | libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS;
+const NAMESPACES: i32 =
+    libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// A sandbox that has no workspace yet.
 pub(crate) struct Prepared {
     sandbox: Sandbox,
+    /// Its mount namespace.
+    mounts: OwnedFd,
 }
 
-/// Prepares a sandbox on `root`. Called in the process that becomes its
-/// supervisor.
-pub(crate) fn prepare(
-    root: OwnedFd,
-    groups: &SessionGroups,
-    identity: Identity,
-    limits: &Limits,
-    enforced: Enforced,
-) -> Result<Prepared, Refused> {
+/// What a sandbox is prepared with.
+pub(crate) struct Parts<'a> {
+    /// Its root tree.
+    pub(crate) root: OwnedFd,
+    /// Its network; a new one is made if it has none.
+    pub(crate) network: Option<&'a OwnedFd>,
+    pub(crate) groups: &'a SessionGroups,
+    /// Its host user.
+    pub(crate) user: Identity,
+    pub(crate) limits: &'a Limits,
+    pub(crate) enforced: Enforced,
+}
+
+/// Prepares a sandbox. Called in the process that becomes its supervisor.
+/// Returns its network as well, if that is new.
+pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), Refused> {
+    let Parts { root, network, groups, user, limits, enforced } = parts;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(Refused::at("make init's control socket"))?;
+    let home = network::current().map_err(Refused::at("know the own network"))?;
+    let new = match network {
+        Some(network) => network::enter(network).map(|()| None).map_err(Refused::at("enter the network"))?,
+        None => network::enter_new().map(Some).map_err(Refused::at("make the network"))?,
+    };
+    let listener = network::listener().map_err(Refused::at("listen for model calls"))?;
     let (pid, init) = match sys::fork_into(NAMESPACES).map_err(Refused::at("make the namespaces (clone3)"))? {
         Forked::Child => child(root, theirs, limits, &enforced),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
-    drop((root, theirs));
-    map_ids(pid, identity)?;
+    network::enter(&home).map_err(Refused::at("leave the sandbox's network"))?;
+    drop((root, theirs, home));
+    // Now, while it may be looked at: init is about to close itself to that.
+    let mounts = rustix::fs::open(format!("/proc/{pid}/ns/mnt"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Refused::at("know the sandbox's mount namespace"))?;
+    map_ids(pid, user)?;
     groups.admit(pid).map_err(Refused::at("move init into its control groups"))?;
     // A sandbox goes before the server when the whole machine runs short.
     fs::write(format!("/proc/{pid}/oom_score_adj"), "500").map_err(Refused::at("raise the OOM score"))?;
     protocol::send(&ours, &(), &[]).map_err(Refused::at("release init"))?;
-
-    let listener = match hear(&ours)? {
-        (Standing::Listening, mut fds) if fds.len() == 1 => fds.remove(0),
-        _ => return Err(Refused { step: "hear from init".into(), answer: "it has no listener".into() }),
+    let landlock_abi = match hear(&ours)? {
+        Standing::Prepared { landlock_abi } => landlock_abi,
+        Standing::Failed(refused) => return Err(refused),
     };
-    match hear(&ours)? {
-        (Standing::Prepared, _) => {
-            Ok(Prepared { sandbox: Sandbox { init, init_pid: pid, control: ours, listener, enforced } })
-        }
-        _ => Err(Refused { step: "hear from init".into(), answer: "a word out of place".into() }),
-    }
+    let enforced = Enforced { landlock_abi, ..enforced };
+    Ok((Prepared { sandbox: Sandbox { init, init_pid: pid, control: ours, listener, enforced }, mounts }, new))
 }
 
 impl Prepared {
@@ -131,18 +137,24 @@ impl Prepared {
         &self.sandbox.init
     }
 
-    /// Gives it its workspace, and with it its work.
-    pub(crate) fn claim(mut self, workspace: OwnedFd) -> Result<Sandbox, Refused> {
+    /// Gives it its workspace, and with it its work. This process enters the
+    /// sandbox's mount namespace for that: nobody else has been in it yet, and
+    /// whoever will be has no right left by which to attach anything.
+    pub(crate) fn claim(self, workspace: OwnedFd) -> Result<Sandbox, Refused> {
+        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
         let control = &self.sandbox.control;
-        protocol::send(control, &(), &[workspace.as_fd()]).map_err(Refused::at("hand the workspace over"))?;
-        drop(workspace);
-        match hear(control)? {
-            (Standing::Ready { landlock_abi }, _) => {
-                self.sandbox.enforced.landlock_abi = landlock_abi;
-                Ok(self.sandbox)
-            }
-            _ => Err(Refused { step: "hear from init".into(), answer: "a word out of place".into() }),
-        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let home = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())
+            .map_err(Refused::at("know the own mount namespace"))?;
+        let enter = |namespace: &OwnedFd| move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount));
+        enter(&self.mounts).map_err(Refused::at("enter the sandbox's mount namespace"))?;
+        let attached =
+            rustix::fs::open(format!("/{WORKSPACE}"), OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+                .and_then(|spot| mounts::attach(workspace, spot));
+        enter(&home).map_err(Refused::at("leave the sandbox's mount namespace"))?;
+        attached.map_err(Refused::at("attach the workspace view"))?;
+        protocol::send(control, &(), &[]).map_err(Refused::at("send init to work"))?;
+        Ok(self.sandbox)
     }
 }
 
@@ -152,11 +164,10 @@ pub(crate) fn end(init: &OwnedFd) {
     let _ = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(init.as_fd()), WaitIdOptions::EXITED));
 }
 
-/// What init says next.
-fn hear(control: &OwnedFd) -> Result<(Standing, Vec<OwnedFd>), Refused> {
+/// What init says.
+fn hear(control: &OwnedFd) -> Result<Standing, Refused> {
     match protocol::receive::<Standing>(control).map_err(Refused::at("hear from init"))? {
-        Some((Standing::Failed(refused), _)) => Err(refused),
-        Some(said) => Ok(said),
+        Some((said, _)) => Ok(said),
         None => Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
     }
 }
@@ -177,35 +188,30 @@ fn map_ids(pid: i32, identity: Identity) -> Result<(), Refused> {
 fn child(root: OwnedFd, control: OwnedFd, limits: &Limits, enforced: &Enforced) -> ! {
     // The supervisor's own socket end must close here, or init would never
     // notice that the supervisor is gone.
-    let Ok([root, control]) = sys::keep_only([root, control]) else { std::process::exit(1) };
+    let kept = sys::keep_only(vec![root, control]).map(<[OwnedFd; 2]>::try_from);
+    let Ok(Ok([root, control])) = kept else { std::process::exit(1) };
     let Ok(Some(_)) = protocol::receive::<()>(&control) else { std::process::exit(1) };
-    let standing = match set_up(root, &control, limits, enforced).and_then(|inside| enter(inside, &control)) {
-        Ok(landlock_abi) => Standing::Ready { landlock_abi },
+    let standing = match set_up(root, limits, enforced) {
+        Ok(landlock_abi) => Standing::Prepared { landlock_abi },
         Err(refused) => Standing::Failed(refused),
     };
     if protocol::send(&control, &standing, &[]).is_err() || matches!(standing, Standing::Failed(_)) {
         std::process::exit(1);
     }
+    // Either there is a workspace now, or nobody needs this sandbox.
+    let Ok(Some(_)) = protocol::receive::<()>(&control) else { std::process::exit(0) };
+    if rustix::process::chdir(format!("/{WORKSPACE}")).is_err() {
+        std::process::exit(1);
+    }
     init::serve(control)
 }
 
-/// What is left to do inside.
-struct Inside {
-    seal: Seal,
-    /// The mount namespaces' limit, to be written last: it counts detached
-    /// trees, too.
-    last: OwnedFd,
-}
-
-fn set_up(root: OwnedFd, control: &OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<Inside, Refused> {
-    let listener = network().map_err(Refused::at("set the network up"))?;
-    protocol::send(control, &Standing::Listening, &[listener.as_fd()])
-        .map_err(Refused::at("hand the listener over"))?;
-    drop(listener);
+fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Refused> {
     sys::become_inside(INSIDE_ID).map_err(Refused::at("become the inside user"))?;
     rustix::process::setsid().map_err(Refused::at("start a session (setsid)"))?;
     sys::unshare(libc::CLONE_NEWCGROUP).map_err(Refused::at("make the cgroup namespace"))?;
     rustix::system::sethostname(b"cloister").map_err(Refused::at("set the host name"))?;
+    rustix::system::setdomainname(b"(none)").map_err(Refused::at("set the domain name"))?;
     let last = forbid_namespaces().map_err(Refused::at("forbid nested namespaces"))?;
 
     // The tree needs a place in this namespace before it can become the root.
@@ -231,38 +237,10 @@ fn set_up(root: OwnedFd, control: &OwnedFd, limits: &Limits, enforced: &Enforced
     for number in 0..3 {
         sys::set_standard(&null, number).map_err(Refused::at("set the standard descriptors"))?;
     }
-    let seal = confine::prepare(limits, enforced).map_err(Refused::at("confine"))?;
-    Ok(Inside { seal, last })
-}
-
-/// Waits for the workspace, and shuts the door behind it.
-fn enter(inside: Inside, control: &OwnedFd) -> Result<u32, Refused> {
-    protocol::send(control, &Standing::Prepared, &[]).map_err(Refused::at("report that all is prepared"))?;
-    let workspace = match protocol::receive::<()>(control) {
-        Ok(Some((_, mut fds))) if fds.len() == 1 => fds.remove(0),
-        // Nobody needs this sandbox.
-        _ => std::process::exit(0),
-    };
-    let path = format!("/{WORKSPACE}");
-    let spot = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(Refused::at("open the workspace mount point"))?;
-    mounts::attach(workspace, spot).map_err(Refused::at("attach the workspace view"))?;
-    rustix::io::write(&inside.last, b"0").map_err(Refused::at("forbid nested mount namespaces"))?;
-    drop(inside.last);
-    rustix::process::chdir(path).map_err(Refused::at("enter the workspace"))?;
-    inside.seal.close().map_err(Refused::at("confine"))
-}
-
-/// Loopback up, and the one listener through which calls leave. It is made
-/// here, inside, and served outside: a socket belongs for ever to the
-/// namespace that made it.
-fn network() -> Result<OwnedFd, Errno> {
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    sys::loopback_up(&socket)?;
-    let (address, port) = MODEL_LISTENER;
-    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::from(address), port))?;
-    rustix::net::listen(&socket, 64)?;
-    Ok(socket)
+    // The mount namespaces' limit comes last: it counts detached trees, too.
+    rustix::io::write(&last, b"0").map_err(Refused::at("forbid nested mount namespaces"))?;
+    drop(last);
+    confine::close(limits, enforced).map_err(Refused::at("confine"))
 }
 
 /// Writes 0 to the per-namespace limits, so that nesting fails even if the

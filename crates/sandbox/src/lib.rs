@@ -28,6 +28,8 @@ mod extent;
 mod init;
 mod launch;
 mod measure;
+mod network;
+mod slots;
 mod spare;
 mod supervisor;
 mod survive;

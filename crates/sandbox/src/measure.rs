@@ -170,8 +170,9 @@ fn resource_limits(process: &Process) -> Measured {
     };
     let limits: Vec<_> = WANTED.into_iter().filter_map(|name| Some((name, hard(name)?))).collect();
     let seen: Vec<_> = limits.iter().map(|(name, limit)| format!("{} {limit}", &name[4..])).collect();
-    let holds =
-        limits.len() == WANTED.len() && limits.iter().all(|(_, limit)| limit != "unlimited") && limits[0].1 == "0";
+    let holds = limits.len() == WANTED.len()
+        && limits.iter().all(|(_, limit)| limit != "unlimited")
+        && matches!(limits[0].1.as_str(), "0" | "1");
     measured("resource limits", seen.join(", "), holds)
 }
 

@@ -7,12 +7,13 @@
 //! spawner --claim (who, where, the workspace)--> spare: becomes the supervisor
 //! ```
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cloister_types::SessionId;
 use cloister_types::link::Enforced;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::SessionGroups;
@@ -34,9 +35,24 @@ struct Claim {
     launch: String,
 }
 
-/// To the spawner, once.
+/// To the spawner, once. What was made for it comes along, to be used again:
+/// the map of owners, if it has one, and the network.
 #[derive(Debug, Serialize, Deserialize)]
-struct Stands(bool);
+struct Stands {
+    well: bool,
+    owners: bool,
+}
+
+/// What a sandbox does not use up: the next one may have it, once nothing of
+/// this one is left.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// A host user of its own.
+    pub(crate) user: Option<Identity>,
+    /// Shows the workspace as that user's.
+    pub(crate) owners: Option<OwnedFd>,
+    pub(crate) network: Option<OwnedFd>,
+}
 
 /// What every sandbox of a tenant is made with.
 #[derive(Debug, Clone)]
@@ -47,29 +63,56 @@ pub(crate) struct Terms {
     pub(crate) enforced: Enforced,
 }
 
-/// One of them, as the spawner holds it. Dropping it ends it.
+/// A sandbox, as the spawner holds it. Dropping it ends one that was not given
+/// to a session.
 pub(crate) struct Spare {
     channel: OwnedFd,
     stands: bool,
+    slot: Slot,
 }
 
 impl Spare {
-    pub(crate) fn new(channel: OwnedFd) -> Self {
-        Self { channel, stands: false }
+    pub(crate) fn new(channel: OwnedFd, slot: Slot) -> Self {
+        Self { channel, stands: false, slot }
     }
 
     /// Gives it to a session, which hears of it on its link. False if it has
     /// died.
-    pub(crate) fn claim(self, post: &Post, workspace: &OwnedFd) -> bool {
+    pub(crate) fn claim(&self, post: &Post, workspace: &OwnedFd) -> bool {
         let claim = Claim { session: post.session.clone(), launch: post.launch.clone() };
         protocol::send(&self.channel, &claim, &[post.link.as_fd(), post.folder.as_fd(), workspace.as_fd()]).is_ok()
+    }
+
+    /// Hears its word, if it has said one.
+    fn hear(&mut self) {
+        let Ok(Some((Stands { well, owners }, fds))) = protocol::receive::<Stands>(&self.channel) else {
+            self.stands = false;
+            return;
+        };
+        self.stands = well;
+        let mut fds = fds.into_iter();
+        if owners {
+            self.slot.owners = fds.next();
+        }
+        if let Some(network) = fds.next() {
+            self.slot.network = Some(network);
+        }
+    }
+
+    /// What of it can be used again, now that its process has ended.
+    pub(crate) fn slot(mut self) -> Slot {
+        let mut said = [PollFd::new(&self.channel, PollFlags::IN)];
+        if !self.stands && poll(&mut said, Some(&Default::default())).is_ok_and(|count| count > 0) {
+            self.hear();
+        }
+        self.slot
     }
 }
 
 /// All that are kept.
 #[derive(Default)]
 pub(crate) struct Spares {
-    kept: Vec<Spare>,
+    kept: Vec<(Pid, Spare)>,
     /// One could not be made, or died: the next launch says why, and whether
     /// it is worth trying again.
     resting: bool,
@@ -81,33 +124,33 @@ impl Spares {
         !self.resting && self.kept.len() < KEPT
     }
 
-    pub(crate) fn keep(&mut self, spare: Option<Spare>) {
+    pub(crate) fn keep(&mut self, spare: Option<(Pid, Spare)>) {
         self.resting = spare.is_none();
         self.kept.extend(spare);
     }
 
     /// One for a session, rather one that stands than one in the making.
-    pub(crate) fn take(&mut self) -> Option<Spare> {
+    pub(crate) fn take(&mut self) -> Option<(Pid, Spare)> {
         self.resting = false;
         // The first is the oldest.
-        let at = self.kept.iter().position(|spare| spare.stands).unwrap_or(0);
+        let at = self.kept.iter().position(|(_, spare)| spare.stands).unwrap_or(0);
         (at < self.kept.len()).then(|| self.kept.remove(at))
     }
 
     /// What to poll, in an order that [`Spares::hear`] knows.
     pub(crate) fn channels(&self) -> impl Iterator<Item = PollFd<'_>> {
-        self.kept.iter().map(|spare| PollFd::new(&spare.channel, PollFlags::IN))
+        self.kept.iter().map(|(_, spare)| PollFd::new(&spare.channel, PollFlags::IN))
     }
 
     /// Hears those that have something to say: that they stand, or that they
     /// do not.
     pub(crate) fn hear(&mut self, woken: &[bool]) {
         let mut woken = woken.iter();
-        self.kept.retain_mut(|spare| {
+        self.kept.retain_mut(|(_, spare)| {
             if !woken.next().copied().unwrap_or_default() {
                 return true;
             }
-            spare.stands = matches!(protocol::receive::<Stands>(&spare.channel), Ok(Some((Stands(true), _))));
+            spare.hear();
             self.resting |= !spare.stands;
             spare.stands
         });
@@ -120,34 +163,75 @@ impl Spares {
     }
 }
 
+/// What a spare is made of.
+pub(crate) struct Parts {
+    pub(crate) root: Result<OwnedFd, Refused>,
+    pub(crate) groups: SessionGroups,
+    pub(crate) terms: Terms,
+    pub(crate) slot: Slot,
+    pub(crate) meter: Meter,
+}
+
+/// Begins a spare's life, in a fresh fork of the spawner, of which it keeps
+/// what it is made of and no more.
+pub(crate) fn begin(channel: OwnedFd, parts: Parts) {
+    let Parts { root, groups, terms, slot, meter } = parts;
+    let (root, refused) = match root {
+        Ok(root) => (Some(root), None),
+        Err(refused) => (None, Some(refused)),
+    };
+    let Slot { user, owners, network } = slot;
+    let (has_root, has_owners, has_network) = (root.is_some(), owners.is_some(), network.is_some());
+    let keep = [Some(channel), Some(meter.0), root, owners, network].into_iter().flatten().collect();
+    let Ok(kept) = sys::keep_only(keep) else { return };
+    let mut kept = kept.into_iter();
+    let (Some(channel), Some(meter)) = (kept.next(), kept.next()) else { return };
+    let root = if has_root { kept.next().ok_or_else(lost) } else { Err(refused.unwrap_or_else(lost)) };
+    let owners = if has_owners { kept.next() } else { None };
+    let network = if has_network { kept.next() } else { None };
+    live(channel, Parts { root, groups, terms, slot: Slot { user, owners, network }, meter: Meter(meter) });
+}
+
+fn lost() -> Refused {
+    Refused { step: "keep the sandbox's root".into(), answer: "it is gone".into() }
+}
+
 /// A spare's life, in its own process; then the life of the supervisor that it
 /// becomes.
-pub(crate) fn live(
-    channel: OwnedFd,
-    root: Result<OwnedFd, Refused>,
-    groups: SessionGroups,
-    terms: Terms,
-    user: Identity,
-    meter: Meter,
-) {
+fn live(channel: OwnedFd, parts: Parts) {
+    let Parts { root, groups, terms, mut slot, meter } = parts;
     let Terms { owner, limits, enforced } = terms;
+    let user = slot.user.unwrap_or(owner);
+    let (mut owners, mut network) = (None, None);
     let prepared = root.and_then(|root| {
-        let map = owners(owner, user)?;
-        Ok((launch::prepare(root, &groups, user, &limits, enforced)?, map))
+        if slot.owners.is_none() && user.uid != owner.uid {
+            owners = Some(owners_map(owner, user)?);
+        }
+        let parts =
+            launch::Parts { root, network: slot.network.as_ref(), groups: &groups, user, limits: &limits, enforced };
+        let (prepared, new) = launch::prepare(parts)?;
+        network = new;
+        supervisor::give_up().map_err(|errno| Refused { step: "give rights up".into(), answer: errno.to_string() })?;
+        Ok(prepared)
     });
+    let word = Stands { well: prepared.is_ok(), owners: owners.is_some() };
+    let made: Vec<BorrowedFd<'_>> = owners.iter().chain(&network).map(AsFd::as_fd).collect();
     // The spawner has hung up already if it was in need of this one.
-    let _ = protocol::send(&channel, &Stands(prepared.is_ok()), &[]);
-    match claimed(&channel, prepared.as_ref().ok().map(|(prepared, _)| prepared)) {
+    let _ = protocol::send(&channel, &word, &made);
+    drop(network);
+    let owners = owners.or_else(|| slot.owners.take());
+    drop(slot);
+    match claimed(&channel, prepared.as_ref().ok()) {
         Some((post, workspace)) => {
             drop(channel);
-            let launched = prepared.and_then(|(prepared, map)| {
-                hand_over(&workspace, map)?;
+            let launched = prepared.and_then(|prepared| {
+                hand_over(&workspace, owners)?;
                 prepared.claim(workspace)
             });
             supervisor::run(post, launched, groups, meter);
         }
         None => {
-            if let Ok((prepared, _)) = prepared {
+            if let Ok(prepared) = prepared {
                 launch::end(prepared.init());
             }
             groups.remove();
@@ -155,9 +239,9 @@ pub(crate) fn live(
     }
 }
 
-/// What shows the workspace as the sandbox's user's, if that is not its owner.
-fn owners(owner: Identity, user: Identity) -> Result<Option<OwnedFd>, Refused> {
-    let map = (owner.uid != user.uid).then(|| identity::owners_map(owner, user)).transpose();
+/// What shows the workspace as the sandbox's user's.
+fn owners_map(owner: Identity, user: Identity) -> Result<OwnedFd, Refused> {
+    let map = identity::owners_map(owner, user);
     map.map_err(|error| Refused { step: "map the workspace's owner".into(), answer: error.to_string() })
 }
 
@@ -199,6 +283,10 @@ mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+    fn pid() -> Pid {
+        rustix::process::getpid()
+    }
+
     fn post() -> (Post, OwnedFd) {
         let file = || OwnedFd::from(tempfile::tempfile().unwrap());
         let session = SessionId::from_random([7; 6]);
@@ -211,13 +299,13 @@ mod tests {
             let (ours, theirs) =
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
             let mut spares = Spares::default();
-            spares.keep(Some(Spare::new(ours)));
-            protocol::send(&theirs, &Stands(true), &[]).unwrap();
+            spares.keep(Some((pid(), Spare::new(ours, Slot::default()))));
+            protocol::send(&theirs, &Stands { well: true, owners: false }, &[]).unwrap();
             if read {
                 spares.hear(&[true]);
             }
             let (post, workspace) = post();
-            assert!(spares.take().unwrap().claim(&post, &workspace));
+            assert!(spares.take().unwrap().1.claim(&post, &workspace));
             let (claimed, _) = claimed(&theirs, None).expect("the claim");
             assert_eq!((claimed.session, claimed.launch.as_str()), (post.session, "launch"), "{read}");
         }
@@ -225,11 +313,11 @@ mod tests {
 
     #[test]
     fn one_that_ends_or_does_not_stand_is_not_kept_and_not_followed_at_once() {
-        for last_word in [None, Some(Stands(false))] {
+        for last_word in [None, Some(Stands { well: false, owners: false })] {
             let (ours, theirs) =
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
             let mut spares = Spares::default();
-            spares.keep(Some(Spare::new(ours)));
+            spares.keep(Some((pid(), Spare::new(ours, Slot::default()))));
             assert!(spares.wants());
             if let Some(word) = last_word {
                 protocol::send(&theirs, &word, &[]).unwrap();

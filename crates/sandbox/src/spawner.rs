@@ -20,7 +20,8 @@ use crate::launch::Refused;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
 use crate::quota::Meter;
 use crate::quota::meter::Office;
-use crate::spare::{self, Spare, Spares, Terms};
+use crate::slots::Slots;
+use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
 use crate::view::{self, Base, ViewError};
@@ -76,14 +77,15 @@ struct Spawner {
     children: OwnedFd,
     workspace: OwnedFd,
     base: Base,
-    /// Host users for sandboxes, if each can have its own.
-    ids: Option<SandboxIds>,
+    slots: Slots,
     terms: Terms,
     cgroups: Cgroups,
     office: Office,
     spares: Spares,
     /// Every process that was started, with the groups of its sandbox.
     started: HashMap<Pid, SessionGroups>,
+    /// Those that were given to sessions.
+    given: HashMap<Pid, Spare>,
 }
 
 /// A process of one thread with a mount namespace of its own, and as an
@@ -114,7 +116,7 @@ pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
 }
 
 /// What a spawner is made of, once the kernel has granted it.
-struct Parts {
+struct Granted {
     workspace: OwnedFd,
     base: Base,
     children: OwnedFd,
@@ -128,11 +130,12 @@ impl Spawner {
         let identity = Identity::current();
         let cgroups = Cgroups::probe();
         match Self::prepare(identity, setup) {
-            Ok(Parts { workspace, base, children, office, meter }) => {
-                let ids = own_users(&workspace, identity);
+            Ok(Granted { workspace, base, children, office, meter }) => {
+                let slots = Slots::new(own_users(&workspace, identity));
                 let terms = Terms { owner: identity, limits: setup.limits, enforced: cgroups.enforced(identity) };
-                let (spares, started) = (Spares::default(), HashMap::new());
-                let spawner = Self { control, children, workspace, base, ids, terms, cgroups, office, spares, started };
+                let (spares, started, given) = (Spares::default(), HashMap::new(), HashMap::new());
+                let spawner =
+                    Self { control, children, workspace, base, slots, terms, cgroups, office, spares, started, given };
                 Ok((spawner, meter))
             }
             Err(fatal) => {
@@ -142,7 +145,7 @@ impl Spawner {
         }
     }
 
-    fn prepare(identity: Identity, setup: &Setup) -> Result<Parts, Fatal> {
+    fn prepare(identity: Identity, setup: &Setup) -> Result<Granted, Fatal> {
         let fatal = |what: &str, error: &dyn std::fmt::Display| Fatal(format!("{what}: {error}"));
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| fatal("open /dev/null", &errno))?;
@@ -161,7 +164,7 @@ impl Spawner {
         let office = Office::open(&workspace, setup.allowance).map_err(|errno| fatal("start the meter", &errno))?;
         let meter = office.join().map_err(|error| fatal("join the meter", &error))?;
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
-        Ok(Parts { workspace, base, children, office, meter })
+        Ok(Granted { workspace, base, children, office, meter })
     }
 
     fn serve(mut self) {
@@ -236,13 +239,20 @@ impl Spawner {
         };
         // Other file systems may not take an id-mapped mount: there the sandbox
         // runs as the owner.
-        let own_user = one_file_system || self.ids.is_none();
-        if own_user && self.spares.take().is_some_and(|spare| spare.claim(post, &workspace)) {
+        let own_user = one_file_system || !self.slots.have_users();
+        if own_user
+            && let Some((pid, spare)) = self.spares.take()
+            && spare.claim(post, &workspace)
+        {
+            self.given.insert(pid, spare);
             return;
         }
         match self.make(own_user) {
-            // If it is not heard of again, the closed link says so.
-            Ok(spare) => _ = spare.claim(post, &workspace),
+            Ok((pid, spare)) => {
+                // If it is not heard of again, the closed link says so.
+                spare.claim(post, &workspace);
+                self.given.insert(pid, spare);
+            }
             Err(errno) => {
                 let step = "make a process for the sandbox".into();
                 supervisor::refuse(&post.link, &Refused { step, answer: errno.to_string() });
@@ -251,47 +261,34 @@ impl Spawner {
     }
 
     /// Begins to make a sandbox, in a process of its own.
-    fn make(&mut self, own_user: bool) -> rustix::io::Result<Spare> {
+    fn make(&mut self, own_user: bool) -> rustix::io::Result<(Pid, Spare)> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let meter = self.office.join().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let slot = self.slots.take(own_user);
         let mut terms = self.terms.clone();
-        let user = match self.ids.as_mut().filter(|_| own_user) {
-            Some(ids) => {
-                terms.enforced.host_user = "own".into();
-                ids.next()
-            }
-            None => terms.owner,
-        };
+        if slot.user.is_some() {
+            terms.enforced.host_user = "own".into();
+        }
         terms.enforced.image = self.base.is_image();
         let (groups, refused) = match self.cgroups.create(&terms.limits) {
             Ok(groups) => (groups, None),
-            Err(error) => (
-                self.cgroups.none(),
-                Some(Refused { step: "make the control groups".into(), answer: error.to_string() }),
-            ),
+            Err(error) => {
+                let step = "make the control groups".into();
+                (self.cgroups.none(), Some(Refused { step, answer: error.to_string() }))
+            }
         };
         match sys::fork() {
             Ok(Forked::Child) => {
                 let _ = sys::unblock_signals();
+                let user = slot.user.unwrap_or(terms.owner);
                 let root = refused.map_or_else(|| self.base.sandbox_root(user, &terms.limits).map_err(unbuilt), Err);
-                let kept = match root {
-                    Ok(root) => {
-                        sys::keep_only([theirs, meter.0, root]).map(|[channel, meter, root]| (channel, meter, Ok(root)))
-                    }
-                    Err(refused) => {
-                        sys::keep_only([theirs, meter.0]).map(|[channel, meter]| (channel, meter, Err(refused)))
-                    }
-                };
-                if let Ok((channel, meter, root)) = kept {
-                    spare::live(channel, root, groups, terms, user, Meter(meter));
-                }
+                spare::begin(theirs, Parts { root, groups, terms, slot, meter });
                 std::process::exit(0)
             }
             Ok(Forked::Parent { pid, .. }) => {
-                if let Some(pid) = Pid::from_raw(pid) {
-                    self.started.insert(pid, groups);
-                }
-                Ok(Spare::new(ours))
+                let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+                self.started.insert(pid, groups);
+                Ok((pid, Spare::new(ours, slot)))
             }
             Err(errno) => {
                 groups.remove();
@@ -308,6 +305,9 @@ impl Spawner {
             // It removed its groups itself, unless it was killed.
             if let Some(groups) = self.started.remove(&pid) {
                 groups.remove();
+            }
+            if let Some(spare) = self.given.remove(&pid) {
+                self.slots.give_back(spare.slot());
             }
             meter_ended |= self.office.is(pid);
         }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -27,13 +28,18 @@ const END_OF_INPUT: u8 = 4;
 
 /// A terminal, from the side that reads. A thread does it, as terminals do not
 /// tell when there is something to read in a way that safe code could wait for.
-pub(super) struct Terminal(mpsc::Receiver<Vec<u8>>);
+pub(super) struct Terminal {
+    heard: mpsc::Receiver<Vec<u8>>,
+    /// Open for as long as the call lasts: a program may let go of its terminal
+    /// before it ends, and would be hung up on.
+    _ours: Arc<OwnedFd>,
+}
 
 impl Terminal {
     /// Makes one, and prepares `command` to run on it. `input` is typed in
     /// advance, and after it the end of the input.
     pub(super) fn open(command: &str, input: &str) -> std::io::Result<(Self, Command)> {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        let ours = Arc::new(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?);
         grantpt(&ours)?;
         unlockpt(&ours)?;
         let theirs = ioctl_tiocgptpeer(&ours, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
@@ -48,21 +54,22 @@ impl Terminal {
         let stdio = || theirs.try_clone().map(Stdio::from);
         leader.stdin(stdio()?).stdout(stdio()?).stderr(stdio()?);
         let (said, heard) = mpsc::channel(1);
+        let read_from = ours.clone();
         std::thread::spawn(move || {
             let mut buffer = vec![0; super::bash::PIECE];
             // Once nobody has the terminal any more, reading it fails.
-            while let Ok(got @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(&ours, &mut *buffer)) {
+            while let Ok(got @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(&read_from, &mut *buffer)) {
                 if said.blocking_send(buffer[..got].to_vec()).is_err() {
                     break;
                 }
             }
         });
-        Ok((Self(heard), leader))
+        Ok((Self { heard, _ours: ours }, leader))
     }
 
     /// What the programs print next; `None` once none of them has it any more.
     pub(super) async fn read(&mut self) -> Option<Vec<u8>> {
-        self.0.recv().await
+        self.heard.recv().await
     }
 }
 

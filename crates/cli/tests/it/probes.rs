@@ -1,14 +1,19 @@
 //! Attacks from inside, as a hostile agent would make them. Every group has a
 //! control that must succeed, so that a dead harness cannot pass.
 
+use std::os::linux::net::SocketAddrExt;
+
 use cloister_testkit::{As, Stack};
 use serde_json::Value;
 
-/// Prints one JSON object: probe name -> outcome.
-const PROBES: &str = include_str!("probes.py");
+/// Each prints one JSON object: probe name -> outcome. With how many there are
+/// at least, so that none can go missing.
+const PROBES: [(&str, &str, usize); 2] =
+    [("probes", include_str!("probes.py"), 250), ("probes_more", include_str!("probes_more.py"), 580)];
 
 /// Errno names that count as "denied".
-const DENIED: [&str; 8] = ["EPERM", "EROFS", "EACCES", "ENOSYS", "EAFNOSUPPORT", "ENOSPC", "EPROTONOSUPPORT", "ESRCH"];
+const DENIED: [&str; 9] =
+    ["EPERM", "EROFS", "EACCES", "ENOSYS", "ENOTTY", "EAFNOSUPPORT", "ENOSPC", "EPROTONOSUPPORT", "ESRCH"];
 
 #[tokio::test]
 async fn nothing_gets_out() {
@@ -17,42 +22,61 @@ async fn nothing_gets_out() {
         // A canary that must appear nowhere, and a port of the host.
         std::fs::write(stack.folder().join("canary"), "canary-7f3a").unwrap();
         let port = stack.url.rsplit(':').next().unwrap().to_owned();
-        let session =
-            stack.session_with(serde_json::json!({"file_access": {"read": ["in/ro"], "write": ["in/rw"]}})).await;
+        // A socket of the host that has no file.
+        let name = std::os::unix::net::SocketAddr::from_abstract_name(stack.folder().as_os_str().as_encoded_bytes());
+        let _listener = std::os::unix::net::UnixListener::bind_addr(&name.unwrap()).unwrap();
+        let everything = stack.session().await;
+        stack.bash(&everything, "mkdir -p in/rw/guarded; printf original > in/rw/guarded/kept").await;
+        let scope = serde_json::json!({"read": ["in/ro", "in/rw/guarded"], "write": ["in/rw"]});
+        let session = stack.session_with(serde_json::json!({"file_access": scope})).await;
         assert_eq!(session.sandbox.as_ref().unwrap().mode, if who == As::Root { "root" } else { "user" });
-        let path = format!("/v1/sessions/{}/files/.memory/probes.py", session.id);
-        assert_eq!(stack.raw("PUT", &path, &[], PROBES.as_bytes()).await.status, 201);
-        let command = format!("python3 .memory/probes.py {port} {}", stack.folder().display());
-        let (said, failed) = stack.bash(&session.id, &command).await;
-        assert!(!failed, "{said}");
-        let outcomes: Value =
-            serde_json::from_str(said.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("{said}"));
-        let outcomes = outcomes.as_object().unwrap();
-        let mut open = Vec::new();
-        for (probe, outcome) in outcomes {
-            let outcome = outcome.as_str().unwrap();
-            let (kind, _) = probe.split_once(' ').unwrap();
-            let held = match kind {
-                "absent" => outcome == "ENOENT",
-                "denied" => DENIED.contains(&outcome),
-                "readonly" => outcome == "EROFS",
-                "unreachable" => {
-                    matches!(
-                        outcome,
-                        "ENETUNREACH" | "EINVAL" | "EHOSTUNREACH" | "ECONNREFUSED" | "EADDRNOTAVAIL" | "EAI"
-                    ) || DENIED.contains(&outcome)
+        for (name, program, least) in PROBES {
+            let path = format!("/v1/sessions/{}/files/.memory/{name}.py", session.id);
+            assert_eq!(stack.raw("PUT", &path, &[], program.as_bytes()).await.status, 201);
+            let command = format!("python3 .memory/{name}.py {port} {}", stack.folder().display());
+            let (said, failed) = stack.bash(&session.id, &command).await;
+            assert!(!failed, "{said}");
+            let all = format!(".sessions/{}/output", session.id);
+            let outcomes = match said.find("all of it is in ") {
+                // Too long to be shown whole.
+                Some(_) => {
+                    let folder = std::fs::read_dir(stack.workspace().join(all)).unwrap();
+                    let newest = folder.flatten().max_by_key(|file| file.metadata().unwrap().modified().unwrap());
+                    std::fs::read_to_string(newest.unwrap().path()).unwrap()
                 }
-                "is" | "control" => outcome == "ok",
-                _ => false,
+                None => said,
             };
-            if !held {
-                open.push(format!("{probe}: {outcome}"));
-            }
+            judge(who, &outcomes, least);
         }
-        assert!(open.is_empty(), "{who:?}: {} of {} open:\n{}", open.len(), outcomes.len(), open.join("\n"));
-        assert!(outcomes.len() > 120, "only {} probes ran", outcomes.len());
         // The session is none the worse for it, and neither is a new one.
         assert_eq!(stack.bash(&session.id, "echo fine").await.0, "fine\n");
         assert_eq!(stack.bash(&stack.session().await, "echo fine").await.0, "fine\n");
     }
+}
+
+fn judge(who: As, said: &str, least: usize) {
+    let outcomes: Value =
+        serde_json::from_str(said.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("{said}"));
+    let outcomes = outcomes.as_object().unwrap();
+    let mut open = Vec::new();
+    for (probe, outcome) in outcomes {
+        let outcome = outcome.as_str().unwrap();
+        let (kind, _) = probe.split_once(' ').unwrap();
+        let held = match kind {
+            "absent" => outcome == "ENOENT",
+            "denied" => DENIED.contains(&outcome),
+            "readonly" => outcome == "EROFS",
+            "unreachable" => {
+                matches!(outcome, "ENETUNREACH" | "EINVAL" | "EHOSTUNREACH" | "ECONNREFUSED" | "EADDRNOTAVAIL" | "EAI")
+                    || DENIED.contains(&outcome)
+            }
+            "is" | "control" => outcome == "ok",
+            _ => false,
+        };
+        if !held {
+            open.push(format!("{probe}: {outcome}"));
+        }
+    }
+    assert!(open.is_empty(), "{who:?}: {} of {} open:\n{}", open.len(), outcomes.len(), open.join("\n"));
+    assert!(outcomes.len() >= least, "only {} probes ran", outcomes.len());
 }

@@ -42,6 +42,12 @@ async fn a_program_gets_a_terminal_where_asked() {
             call("bash", json!({"command": "cat", "input": "x"})),
             pty("seq 1 20000 | tail -1; python3 -c 'import pty; pty.spawn([\"tty\"])'"),
         ];
+        // One that lets go of its terminal before it ends is not hung up on.
+        let closing: Vec<_> = (0..60).map(|_| pty("exec cat /dev/null")).collect();
+        assert!(
+            results(&stack, &closing).await.iter().all(|(said, failed)| !failed && said == "(no output)"),
+            "{who:?}"
+        );
         let got = results(&stack, &lines).await;
         assert_eq!(got[0], ("not a tty\n[exit status 1]".into(), true), "{who:?}");
         assert_eq!(got[1], ("/dev/pts/0\n40 120\nxterm-256color\n".into(), false), "{who:?}");

@@ -1,28 +1,23 @@
 //! Compiles the allow-list to a balanced tree of BPF instructions: attaching
 //! and running it costs a third of the usual chain of comparisons.
 
-use super::syscalls::{Check, FAMILIES, GROUPS, NAMESPACE_FLAGS, NEWEST_KNOWN, TERMINAL};
+use super::checks::{self, REFUSE, UNKNOWN};
+use super::syscalls::{Check, GROUPS, NEWEST_KNOWN};
 use crate::sys::Instruction;
 
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
 const IF_EQ: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const IF_GE: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-const IF_SET: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 /// Low half of argument `n` on a little-endian machine.
-const fn argument(n: u32) -> u32 {
+pub(super) const fn argument(n: u32) -> u32 {
     16 + 8 * n
 }
-
-const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
-const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-const NO_FAMILY: u32 = libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32;
 
 #[cfg(target_arch = "x86_64")]
 const THIS_ARCHITECTURE: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
@@ -49,8 +44,6 @@ fn ranges() -> Vec<Range> {
     let of = |number: u32| {
         let group = GROUPS.iter().find(|group| group.calls.contains(&i64::from(number)));
         match group.map(|group| group.check) {
-            Some(Check::None) => Action::Return(ALLOW),
-            Some(Check::Absent) => Action::Return(UNKNOWN),
             Some(check) => Action::Check(check),
             None if number <= NEWEST_KNOWN => Action::Return(REFUSE),
             None => Action::Return(UNKNOWN),
@@ -67,49 +60,12 @@ fn ranges() -> Vec<Range> {
     ranges
 }
 
-const fn plain(code: u16, value: u32) -> Instruction {
+pub(super) const fn plain(code: u16, value: u32) -> Instruction {
     Instruction { code, if_true: 0, if_false: 0, value }
 }
 
-const fn branch(code: u16, value: u32, if_true: u8, if_false: u8) -> Instruction {
+pub(super) const fn branch(code: u16, value: u32, if_true: u8, if_false: u8) -> Instruction {
     Instruction { code, if_true, if_false, value }
-}
-
-fn leaf(action: Action) -> Vec<Instruction> {
-    match action {
-        Action::Return(value) => vec![plain(RETURN, value)],
-        Action::Check(Check::NoNamespaces) => {
-            vec![
-                plain(LOAD, argument(0)),
-                branch(IF_SET, NAMESPACE_FLAGS, 0, 1),
-                plain(RETURN, REFUSE),
-                plain(RETURN, ALLOW),
-            ]
-        }
-        Action::Check(Check::PlainTerminal) => vec![
-            plain(LOAD, argument(1)),
-            branch(IF_EQ, TERMINAL[0], 2, 0),
-            branch(IF_EQ, TERMINAL[1], 1, 0),
-            branch(IF_EQ, TERMINAL[2], 0, 1),
-            plain(RETURN, REFUSE),
-            plain(RETURN, ALLOW),
-        ],
-        Action::Check(Check::OwnProcess) => {
-            vec![plain(LOAD, argument(0)), branch(IF_EQ, 0, 1, 0), plain(RETURN, REFUSE), plain(RETURN, ALLOW)]
-        }
-        Action::Check(Check::Family) => vec![
-            plain(LOAD, argument(0)),
-            branch(IF_EQ, FAMILIES[0], 6, 0),
-            branch(IF_EQ, FAMILIES[1], 5, 0),
-            branch(IF_EQ, FAMILIES[2], 4, 0),
-            branch(IF_EQ, libc::AF_NETLINK as u32, 0, 2),
-            plain(LOAD, argument(2)),
-            branch(IF_EQ, libc::NETLINK_ROUTE as u32, 1, 0),
-            plain(RETURN, NO_FAMILY),
-            plain(RETURN, ALLOW),
-        ],
-        Action::Check(Check::None | Check::Absent) => unreachable!("ranges() turns these into plain returns"),
-    }
 }
 
 fn tree(ranges: &[Range]) -> Vec<Instruction> {
@@ -127,7 +83,10 @@ fn tree(ranges: &[Range]) -> Vec<Instruction> {
         code.extend(high);
         return code;
     };
-    leaf(only.action)
+    match only.action {
+        Action::Return(value) => vec![plain(RETURN, value)],
+        Action::Check(check) => checks::program(check),
+    }
 }
 
 /// The whole filter. Foreign architectures and x32 end the process.
@@ -145,6 +104,10 @@ pub(super) fn compile() -> Vec<Instruction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::confine::checks::{ALLOW, NO_FAMILY, NO_PROTOCOL, NO_REQUEST, PRETEND};
+
+    const AND: u16 = 0x54;
+    const IF_SET: u16 = 0x45;
 
     /// Runs the filter as the kernel would.
     fn run(filter: &[Instruction], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
@@ -162,6 +125,7 @@ mod tests {
             let jump = |holds: bool| usize::from(if holds { step.if_true } else { step.if_false });
             match step.code {
                 LOAD => accumulator = u32::from_le_bytes(data[step.value as usize..][..4].try_into().unwrap()),
+                AND => accumulator &= step.value,
                 JUMP => at += step.value as usize,
                 IF_EQ => at += jump(accumulator == step.value),
                 IF_GE => at += jump(accumulator >= step.value),
@@ -172,9 +136,13 @@ mod tests {
         }
     }
 
-    /// A first argument that passes every check.
-    fn argument_for(number: u32) -> u64 {
-        if i64::from(number) == libc::SYS_socket { libc::AF_UNIX as u64 } else { 0 }
+    /// Arguments that pass every check.
+    fn arguments_for(number: u32) -> [u64; 6] {
+        match i64::from(number) {
+            libc::SYS_socket | libc::SYS_socketpair => [libc::AF_UNIX as u64, 0, 0, 0, 0, 0],
+            libc::SYS_ioctl => [0, libc::TCGETS, 0, 0, 0, 0],
+            _ => [0; 6],
+        }
     }
 
     fn here(number: libc::c_long, arguments: [u64; 6]) -> u32 {
@@ -185,13 +153,12 @@ mod tests {
     fn every_number_gets_what_the_list_says() {
         let filter = compile();
         for number in 0..NEWEST_KNOWN + 50 {
-            let got = run(&filter, THIS_ARCHITECTURE, number, [argument_for(number), 0, 0, 0, 0, 0]);
+            let got = run(&filter, THIS_ARCHITECTURE, number, arguments_for(number));
             let group = GROUPS.iter().find(|group| group.calls.contains(&i64::from(number)));
             let want = match group.map(|group| group.check) {
-                Some(Check::None | Check::Family | Check::NoNamespaces | Check::PlainTerminal | Check::OwnProcess) => {
-                    ALLOW
-                }
                 Some(Check::Absent) => UNKNOWN,
+                Some(Check::Pretend) => PRETEND,
+                Some(_) => ALLOW,
                 None if number <= NEWEST_KNOWN => REFUSE,
                 None => UNKNOWN,
             };
@@ -218,6 +185,38 @@ mod tests {
             assert_eq!(here(libc::SYS_clone, [thread | flag as u64, 0, 0, 0, 0, 0]), REFUSE);
         }
         assert_eq!(here(libc::SYS_prlimit64, [0; 6]), ALLOW);
+        // Core limits: read by anybody, set by nobody.
+        assert_eq!(here(libc::SYS_prlimit64, [0, 4, 0, 1, 0, 0]), ALLOW);
+        assert_eq!(here(libc::SYS_prlimit64, [0, 4, 1, 0, 0, 0]), PRETEND);
+        assert_eq!(here(libc::SYS_prlimit64, [0, 4, 1 << 32, 0, 0, 0]), PRETEND);
+        assert_eq!(here(libc::SYS_prlimit64, [0, 7, 1, 0, 0, 0]), ALLOW);
+        assert_eq!(here(libc::SYS_setrlimit, [4, 1, 0, 0, 0, 0]), PRETEND);
+        assert_eq!(here(libc::SYS_setrlimit, [7, 1, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(here(libc::SYS_sync, [0; 6]), PRETEND);
+        for (command, answer) in [(1, ALLOW), (1024, REFUSE), (1026, REFUSE), (1030, ALLOW)] {
+            assert_eq!(here(libc::SYS_fcntl, [0, command, 0, 0, 0, 0]), answer);
+        }
+        for (flags, answer) in [(0, ALLOW), (1, ALLOW), (2, ALLOW), (4, REFUSE), (6, REFUSE)] {
+            assert_eq!(here(libc::SYS_renameat2, [0, 0, 0, 0, flags, 0]), answer);
+        }
+        for (request, answer) in [
+            (0x541b, ALLOW),
+            (0x8008_6601, ALLOW),
+            (0x4008_6602, ALLOW),
+            (0x4004_9409, ALLOW),
+            (0x8008_662c, NO_REQUEST),
+            (0x8011_1500, NO_REQUEST),
+            (0x8081_1501, NO_REQUEST),
+            (0x8100_9431, NO_REQUEST),
+            (0xc0c0_583b, NO_REQUEST),
+            (0xc020_660b, NO_REQUEST),
+            (0x1268, NO_REQUEST),
+        ] {
+            assert_eq!(here(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]), answer, "{request:x}");
+        }
+        for (family, answer) in [(1, ALLOW), (16, NO_FAMILY), (40, NO_FAMILY), (30, NO_FAMILY)] {
+            assert_eq!(here(libc::SYS_socketpair, [family, 1, 0, 0, 0, 0]), answer);
+        }
         assert_eq!(here(libc::SYS_prlimit64, [1, 0, 0, 0, 0, 0]), REFUSE);
         assert_eq!(here(libc::SYS_ioctl, [0, libc::TCGETS, 0, 0, 0, 0]), ALLOW);
         for request in [libc::TIOCSTI, libc::TIOCLINUX, libc::TIOCSETD] {
@@ -228,6 +227,9 @@ mod tests {
         let socket = |family: libc::c_int, protocol: u64| here(libc::SYS_socket, [family as u64, 1, protocol, 0, 0, 0]);
         for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
             assert_eq!(socket(family, 6), ALLOW);
+        }
+        for protocol in [1, 33, 132, 136, 262] {
+            assert_eq!(socket(libc::AF_INET, protocol), NO_PROTOCOL);
         }
         assert_eq!(socket(libc::AF_NETLINK, 0), ALLOW);
         for (family, protocol) in [

@@ -38,13 +38,22 @@ impl Default for Limits {
     }
 }
 
+/// Linux's own default since 5.16.
+const LOCKED_BYTES: u64 = 8 << 20;
+const WAITING_SIGNALS: u64 = 4096;
 /// How far the second limit of processes is behind the first.
 const NPROC_SPARE: u64 = 64;
 
 /// Sets what a process can set for itself.
 pub(super) fn apply(limits: &Limits, enforced: &Enforced) -> Result<(), ConfineError> {
     let set = |step, resource, to| sys::lower_limit(resource, to).map_err(|errno| ConfineError::Kernel { step, errno });
-    set("limit core dumps", libc::RLIMIT_CORE, 0)?;
+    // 1, not 0: with 0 a machine whose core files go to a program would still
+    // run it, as root, on what a tool has prepared (core(5)).
+    set("limit core dumps", libc::RLIMIT_CORE, 1)?;
+    set("limit real-time priority", libc::RLIMIT_RTPRIO, 0)?;
+    set("limit nice values", libc::RLIMIT_NICE, 0)?;
+    set("limit locked memory", libc::RLIMIT_MEMLOCK, LOCKED_BYTES)?;
+    set("limit waiting signals", libc::RLIMIT_SIGPENDING, WAITING_SIGNALS)?;
     set("limit open files", libc::RLIMIT_NOFILE, limits.open_files)?;
     set("limit file size", libc::RLIMIT_FSIZE, limits.file_bytes)?;
     set("limit message queues", libc::RLIMIT_MSGQUEUE, 0)?;

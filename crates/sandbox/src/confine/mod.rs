@@ -1,6 +1,7 @@
 //! What a process loses before the first instruction of anything foreign:
 //! capabilities, new privileges, most system calls, limits.
 
+mod checks;
 mod filter;
 mod landlock;
 mod limits;
@@ -11,7 +12,7 @@ use rustix::thread::set_no_new_privs;
 
 pub use limits::Limits;
 
-use crate::sys::{self, Instruction};
+use crate::sys;
 
 /// A step that failed; each names itself, so a report from the field says
 /// which one it was.
@@ -30,16 +31,9 @@ pub enum ConfineError {
     Landlock(String),
 }
 
-/// The last restrictions, ready to be put on.
-pub(crate) struct Seal {
-    filter: Vec<Instruction>,
-    /// What is not a mount of its own is a layer that may be changed.
-    image: bool,
-}
-
-/// Puts the calling process under every restriction that the rest of its
-/// set-up can live with.
-pub(crate) fn prepare(limits: &Limits, enforced: &Enforced) -> Result<Seal, ConfineError> {
+/// Puts the calling process under every restriction there is, for good.
+/// Returns the Landlock version in force (0: the kernel has none).
+pub(crate) fn close(limits: &Limits, enforced: &Enforced) -> Result<u32, ConfineError> {
     let step = |step| move |errno| ConfineError::Kernel { step, errno };
     limits::apply(limits, enforced)?;
     set_no_new_privs(true).map_err(step("no_new_privs"))?;
@@ -47,17 +41,8 @@ pub(crate) fn prepare(limits: &Limits, enforced: &Enforced) -> Result<Seal, Conf
     // Without this a fellow process of the same user could read init's memory.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(step("undumpable"))?;
-    Ok(Seal { filter: filter::compile(), image: enforced.image })
-}
-
-impl Seal {
-    /// Puts the rest on, once every path of the view is in its place. Returns
-    /// the Landlock version in force (0: the kernel has none).
-    pub(crate) fn close(self) -> Result<u32, ConfineError> {
-        let step = |step| move |errno| ConfineError::Kernel { step, errno };
-        let abi = landlock::restrict(self.image)?;
-        sys::drop_capabilities().map_err(step("drop capabilities"))?;
-        sys::install(&self.filter).map_err(step("seccomp"))?;
-        Ok(abi)
-    }
+    let abi = landlock::restrict(enforced.image)?;
+    sys::drop_capabilities().map_err(step("drop capabilities"))?;
+    sys::install(&filter::compile()).map_err(step("seccomp"))?;
+    Ok(abi)
 }

@@ -9,16 +9,26 @@ pub(super) enum Check {
     None,
     /// `clone`: no namespace flag.
     NoNamespaces,
-    /// `socket`: unix, IPv4 and IPv6; netlink for routes alone. Packet,
-    /// vsock (a line to the hypervisor) and the rest are refused.
+    /// `socket`: unix; IPv4 and IPv6 for TCP and UDP; netlink for routes alone.
+    /// Packet, vsock (a line to the hypervisor) and the rest are refused.
     Family,
-    /// `ioctl`: not the two that push input into a terminal, nor the one that
-    /// loads line disciplines, which are drivers. Only the low 32
-    /// bits count, as in the kernel (CVE-2019-10063).
-    PlainTerminal,
-    /// `prlimit64`: the caller's own limits alone; init's are not a tool's to
-    /// lower.
-    OwnProcess,
+    /// `socketpair`: unix alone. The kernel loads families for it, too.
+    UnixFamily,
+    /// `ioctl`: terminals, sockets, file attributes, shared content. Not what
+    /// pushes input into a terminal, nor line disciplines, which are drivers.
+    PlainRequest,
+    /// `fcntl`: no leases, which stop others, the file API among them.
+    NoLease,
+    /// `renameat2`: no whiteouts, which are devices.
+    NoWhiteout,
+    /// `setrlimit`: not of core files, which the machine may pipe to a program
+    /// of its own whatever the limit, unless that is 1.
+    NoCoreLimit,
+    /// `prlimit64`: the caller's own limits alone, as init's are not a tool's to
+    /// lower; and not of core files.
+    OwnLimits,
+    /// Answered as if done: what it does concerns the whole machine.
+    Pretend,
     /// `clone3`: answered with ENOSYS. Its flags lie in memory, where a
     /// filter cannot see them; libraries then use `clone`.
     Absent,
@@ -42,14 +52,17 @@ macro_rules! group {
 pub(super) const GROUPS: &[Group] = &[
     group!("files: open, read, write, position, sync", None:
         SYS_openat SYS_openat2 SYS_close SYS_close_range SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64 SYS_preadv
-        SYS_pwritev SYS_preadv2 SYS_pwritev2 SYS_lseek SYS_fsync SYS_fdatasync SYS_sync SYS_syncfs SYS_sync_file_range SYS_fallocate
+        SYS_pwritev SYS_preadv2 SYS_pwritev2 SYS_lseek SYS_fsync SYS_fdatasync SYS_sync_file_range SYS_fallocate
         SYS_ftruncate SYS_truncate SYS_copy_file_range SYS_sendfile SYS_splice SYS_tee SYS_vmsplice SYS_readahead SYS_fadvise64 SYS_flock
-        SYS_fcntl SYS_dup SYS_dup3),
+        SYS_dup SYS_dup3),
+    group!("descriptors: flags, locks, pipes", NoLease: SYS_fcntl),
+    group!("every disk of the machine at once; fsync is for one's own files", Pretend: SYS_sync SYS_syncfs),
     group!("names and metadata: the mount tree decides what is reachable", None:
         SYS_getdents64 SYS_getcwd SYS_chdir SYS_fchdir SYS_mkdirat SYS_unlinkat SYS_linkat SYS_symlinkat SYS_readlinkat SYS_renameat
-        SYS_renameat2 SYS_newfstatat SYS_fstat SYS_statx SYS_statfs SYS_fstatfs SYS_faccessat SYS_faccessat2 SYS_fchmod SYS_fchmodat
+        SYS_newfstatat SYS_fstat SYS_statx SYS_statfs SYS_fstatfs SYS_faccessat SYS_faccessat2 SYS_fchmod SYS_fchmodat
         SYS_fchmodat2 SYS_fchown SYS_fchownat SYS_utimensat SYS_umask SYS_mknodat SYS_inotify_init1 SYS_inotify_add_watch
         SYS_inotify_rm_watch),
+    group!("exchange, and not over what is there", NoWhiteout: SYS_renameat2),
     group!("extended attributes: tools copy them", None:
         SYS_getxattr SYS_lgetxattr SYS_fgetxattr SYS_listxattr SYS_llistxattr SYS_flistxattr SYS_setxattr SYS_lsetxattr SYS_fsetxattr
         SYS_removexattr SYS_lremovexattr SYS_fremovexattr),
@@ -63,9 +76,10 @@ pub(super) const GROUPS: &[Group] = &[
         SYS_futex_waitv SYS_sched_yield SYS_sched_getaffinity SYS_sched_setaffinity SYS_sched_getparam SYS_sched_setparam
         SYS_sched_getscheduler SYS_sched_setscheduler SYS_sched_getattr SYS_sched_setattr SYS_sched_get_priority_max
         SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_getpriority SYS_setpriority SYS_ioprio_get SYS_ioprio_set
-        SYS_getrusage SYS_times SYS_getrlimit SYS_setrlimit SYS_prctl SYS_getcpu SYS_pidfd_open SYS_pidfd_send_signal
+        SYS_getrusage SYS_times SYS_getrlimit SYS_prctl SYS_getcpu SYS_pidfd_open SYS_pidfd_send_signal
         SYS_restart_syscall),
-    group!("limits of the caller itself", OwnProcess: SYS_prlimit64),
+    group!("limits of the caller itself", NoCoreLimit: SYS_setrlimit),
+    group!("limits of the caller itself, by another call", OwnLimits: SYS_prlimit64),
     group!("namespaces are the sandbox's own business", NoNamespaces: SYS_clone),
     group!("flags in memory, out of a filter's sight", Absent: SYS_clone3),
     group!("signals", None:
@@ -81,15 +95,14 @@ pub(super) const GROUPS: &[Group] = &[
     group!("waiting", None:
         SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_ppoll SYS_pselect6 SYS_eventfd2 SYS_pipe2),
     group!("sockets of the allowed families; blocking single calls breaks event loops and gains nothing", None:
-        SYS_socketpair SYS_bind SYS_listen SYS_accept SYS_accept4 SYS_connect SYS_getsockname SYS_getpeername SYS_sendto SYS_recvfrom
+        SYS_bind SYS_listen SYS_accept SYS_accept4 SYS_connect SYS_getsockname SYS_getpeername SYS_sendto SYS_recvfrom
         SYS_sendmsg SYS_recvmsg SYS_sendmmsg SYS_recvmmsg SYS_setsockopt SYS_getsockopt SYS_shutdown),
     group!("which families", Family: SYS_socket),
-    group!("devices and terminals", PlainTerminal: SYS_ioctl),
+    group!("pairs of them", UnixFamily: SYS_socketpair),
+    group!("devices and terminals", PlainRequest: SYS_ioctl),
     group!("System V and POSIX queues, in the sandbox's own IPC namespace", None:
         SYS_shmget SYS_shmat SYS_shmctl SYS_shmdt SYS_semget SYS_semop SYS_semtimedop SYS_semctl SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl
         SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify SYS_mq_getsetattr),
-    group!("old asynchronous I/O, which some databases use", None:
-        SYS_io_setup SYS_io_submit SYS_io_getevents SYS_io_cancel SYS_io_destroy),
     group!("facts about the machine", None: SYS_uname SYS_sysinfo SYS_getrandom),
     group!("further self-restriction", None: SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self),
     #[cfg(target_arch = "x86_64")]
@@ -112,8 +125,3 @@ pub(super) const NAMESPACE_FLAGS: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP
     | 0x80/* CLONE_NEWTIME */) as u32;
-
-/// Families that `socket` may make without a look at the protocol.
-pub(super) const FAMILIES: [u32; 3] = [libc::AF_UNIX as u32, libc::AF_INET as u32, libc::AF_INET6 as u32];
-/// The terminal requests that are refused.
-pub(super) const TERMINAL: [u32; 3] = [libc::TIOCSTI as u32, libc::TIOCLINUX as u32, libc::TIOCSETD as u32];

@@ -38,7 +38,8 @@ impl Office {
             Forked::Child => {
                 let _ = sys::unblock_signals();
                 let _ = rustix::thread::set_name(c"cloister-meter");
-                if let Ok([control, workspace]) = sys::keep_only([theirs, workspace])
+                let kept = sys::keep_only(vec![theirs, workspace]).map(<[OwnedFd; 2]>::try_from);
+                if let Ok(Ok([control, workspace])) = kept
                     && sys::drop_bounding_set()
                         .and_then(|()| sys::keep_only_capability(sys::CAP_DAC_READ_SEARCH))
                         .is_ok()

@@ -78,6 +78,12 @@ pub(crate) fn run(post: Post, launched: Result<Sandbox, Refused>, groups: Sessio
     groups.remove();
 }
 
+/// Gives up what no supervisor needs, not even to take its sandbox over.
+pub(crate) fn give_up() -> rustix::io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    sys::drop_bounding_set()
+}
+
 /// Reports a launch that was refused. The asker may be gone.
 pub(crate) fn refuse(link: &OwnedFd, refused: &Refused) {
     let _ = send_with(link, &Signal::Unready { message: refused.to_string() }, &[]);
@@ -121,8 +127,6 @@ impl Supervisor {
             let listener = listen(&post.folder)?;
             about.write(&post.folder).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             // From here on the only right it needs is to end what it started.
-            rustix::thread::set_no_new_privs(true)?;
-            sys::drop_bounding_set()?;
             sys::keep_only_capability(sys::CAP_KILL)?;
             let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;
             Ok(Self {

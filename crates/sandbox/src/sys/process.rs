@@ -97,22 +97,23 @@ pub(crate) fn unblock_signals() -> Result<()> {
 
 /// Moves `keep` to descriptors 3, 4, ... and closes all others but the
 /// standard three. For a fresh fork that owes nothing to its parent's.
-pub(crate) fn keep_only<const N: usize>(keep: [OwnedFd; N]) -> Result<[OwnedFd; N]> {
+pub(crate) fn keep_only(keep: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
     // Out of the way first, so that no move overwrites one yet to be moved.
-    const ASIDE: RawFd = 64;
-    for (index, fd) in keep.into_iter().enumerate() {
+    let count = keep.len() as RawFd;
+    let aside = keep.iter().map(std::os::fd::AsRawFd::as_raw_fd).max().unwrap_or(0).max(3 + count) + 1;
+    for (target, fd) in (aside..).zip(keep) {
         let fd = std::os::fd::IntoRawFd::into_raw_fd(fd);
         // SAFETY: plain integers; whatever was at the target is given up.
-        check(unsafe { libc::dup3(fd, ASIDE + index as RawFd, libc::O_CLOEXEC) }.into())?;
+        check(unsafe { libc::dup3(fd, target, libc::O_CLOEXEC) }.into())?;
     }
-    for index in 0..N as RawFd {
+    for index in 0..count {
         // SAFETY: as above.
-        check(unsafe { libc::dup3(ASIDE + index, 3 + index, libc::O_CLOEXEC) }.into())?;
+        check(unsafe { libc::dup3(aside + index, 3 + index, libc::O_CLOEXEC) }.into())?;
     }
-    close_from(3 + N as u32)?;
-    // SAFETY: these descriptors were just made and nothing else owns them:
-    // owners that the parent's frames hold never run in this process.
-    Ok(std::array::from_fn(|index| unsafe { OwnedFd::from_raw_fd(3 + index as RawFd) }))
+    close_from(3 + count.unsigned_abs())?;
+    // SAFETY: exactly these descriptors are open now, and nothing else in this
+    // process knows them: whoever owned the numbers before is gone.
+    Ok((3..3 + count).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
 }
 
 /// Makes `fd` standard input (0), output (1) or error (2).

@@ -71,7 +71,8 @@ impl Base {
         for name in DEVICES {
             device(&tree, name).map_err(ViewError::at(format!("bind /dev/{name}")))?;
         }
-        place_host_file(&tree, AGENT.trim_start_matches('/'), agent).map_err(ViewError::at("bind the agent"))?;
+        place_host_file(&tree, AGENT.trim_start_matches('/'), agent)
+            .map_err(ViewError::at(format!("open the agent at {}", agent.display())))?;
         let image = match image {
             Some(folder) => {
                 image::bring_libraries(&tree).map_err(ViewError::at("bind the agent's libraries"))?;
