@@ -396,7 +396,8 @@ fn main() {
     let mut bench = Bench { host: host(&folder, &probe), folder: folder.clone(), next: 0, probe };
     // Any of the parts by name, for whoever looks into one.
     let only: Vec<String> = std::env::args().skip(1).collect();
-    let parts: [(&str, fn(&mut Bench)); 6] = [
+    type Part = (&'static str, fn(&mut Bench));
+    let parts: [Part; 6] = [
         ("launches", launches),
         ("sustained", sustained),
         ("destroy", destroy),

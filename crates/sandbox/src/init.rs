@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol;
-use crate::sys::{self, Forked};
+use crate::sys;
 
 /// From the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -157,24 +157,21 @@ fn collect(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>, options: WaitOptions
 
 fn start_agent(fds: Vec<OwnedFd>) -> Option<Pid> {
     let [link, log] = <[OwnedFd; 2]>::try_from(fds).ok()?;
-    match sys::fork() {
-        Ok(Forked::Child) => {
-            let _ = exec_agent(link, log);
-            std::process::exit(127)
-        }
-        Ok(Forked::Parent { pid, .. }) => Pid::from_raw(pid),
-        Err(_) => None,
-    }
+    let started = sys::start_program(&|| {
+        let _ = exec_agent(&link, &log);
+    });
+    started.ok().and_then(Pid::from_raw)
 }
 
-fn exec_agent(link: OwnedFd, log: OwnedFd) -> Result<(), Errno> {
+/// In the child, which shares this process's memory until the program runs.
+fn exec_agent(link: &OwnedFd, log: &OwnedFd) -> Result<(), Errno> {
     sys::unblock_signals()?;
     rustix::process::setsid()?;
-    sys::set_standard(&log, 1)?;
-    sys::set_standard(&log, 2)?;
+    sys::set_standard(log, 1)?;
+    sys::set_standard(log, 2)?;
     // The link is standard input: the one descriptor that a program can take
     // over without unsafe code.
-    sys::set_standard(&link, 0)?;
+    sys::set_standard(link, 0)?;
     sys::close_from(3)?;
     // In an image the agent brings its own C library; else there is none there.
     let arguments = [LOADER, c"--library-path", LIBRARIES, c"--argv0", AGENT, AGENT];

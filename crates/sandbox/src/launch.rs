@@ -246,21 +246,17 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
 /// Writes 0 to the per-namespace limits, so that nesting fails even if the
 /// filter let it through. Returns the mount limit's file, to be written last.
 fn forbid_namespaces() -> Result<OwnedFd, Errno> {
-    let open = |kind: &str| {
-        rustix::fs::open(
-            format!("/proc/sys/user/max_{kind}_namespaces"),
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
+    let proc = mounts::whole_proc()?;
+    let open = |name: String| {
+        rustix::fs::openat(&proc, format!("sys/user/max_{name}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
     };
     for kind in ["user", "net", "pid", "ipc", "uts", "cgroup"] {
-        rustix::io::write(open(kind)?, b"0")?;
+        rustix::io::write(open(format!("{kind}_namespaces"))?, b"0")?;
     }
     // These are charged to the user who made the namespace, too: one session
     // must not use up what the host's own programs need.
     for (kind, most) in [("instances", "32"), ("watches", "16384")] {
-        let path = format!("/proc/sys/user/max_inotify_{kind}");
-        rustix::io::write(rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?, most.as_bytes())?;
+        rustix::io::write(open(format!("inotify_{kind}"))?, most.as_bytes())?;
     }
-    open("mnt")
+    open("mnt_namespaces".to_owned())
 }

@@ -18,9 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::confine::Limits;
 use crate::quota::Allowance;
 
-/// Largest request: a scope of [`cloister_types::scope::MAX_ENTRIES`] paths
-/// may need more than a seqpacket message, so those travel through a memfd.
-const INLINE: usize = 32 << 10;
+/// Largest message that travels as such; others, such as long scopes, go
+/// through a memfd. Every process that receives has room for one: small ones
+/// keep small processes small.
+const INLINE: usize = 4 << 10;
 /// Most descriptors in one message.
 const MAX_FDS: usize = 4;
 

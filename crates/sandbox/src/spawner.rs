@@ -24,7 +24,7 @@ use crate::slots::Slots;
 use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
-use crate::view::{self, Base, ViewError};
+use crate::view::{self, Base, Seen, ViewError};
 use crate::{doctor, plan, supervisor};
 
 /// Silence after which a spare sandbox is made.
@@ -78,6 +78,7 @@ struct Spawner {
     workspace: OwnedFd,
     base: Base,
     slots: Slots,
+    seen: Seen,
     terms: Terms,
     cgroups: Cgroups,
     office: Office,
@@ -133,9 +134,10 @@ impl Spawner {
             Ok(Granted { workspace, base, children, office, meter }) => {
                 let slots = Slots::new(own_users(&workspace, identity));
                 let terms = Terms { owner: identity, limits: setup.limits, enforced: cgroups.enforced(identity) };
+                let seen = Seen::default();
                 let (spares, started, given) = (Spares::default(), HashMap::new(), HashMap::new());
                 let spawner =
-                    Self { control, children, workspace, base, slots, terms, cgroups, office, spares, started, given };
+                    Self { control, children, workspace, base, slots, seen, terms, cgroups, office, spares, started, given };
                 Ok((spawner, meter))
             }
             Err(fatal) => {
@@ -207,7 +209,7 @@ impl Spawner {
             (Request::View { session, file_access }, 1) => {
                 let answer = Scope::parse(&file_access)
                     .map_err(|error| ViewError::Scope(error.to_string()))
-                    .and_then(|scope| view::build(&self.workspace, &plan::plan(&scope, &session), self.terms.owner));
+                    .and_then(|scope| self.seen.view(&self.workspace, &plan::plan(&scope, &session), self.terms.owner));
                 // The asker may be gone; that is its own affair.
                 let _ = match answer {
                     Ok(built) => {

@@ -11,12 +11,15 @@ mod remove;
 mod upload;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use cloister_types::WorkspacePath;
+use cloister_types::scope::SESSIONS;
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fstat, openat, openat2, statat, statx,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fstat, openat, openat2, statat, statx,
 };
 use rustix::io::Errno;
+use rustix::path::DecInt;
 
 use crate::WORKSPACE;
 use crate::identity::Identity;
@@ -110,6 +113,8 @@ pub struct View {
     identity: Identity,
     /// Device of the sealed skeleton: read-only there means "not in scope".
     skeleton: u64,
+    /// Device of the sealed `.sessions`, where the same holds.
+    sessions: u64,
     /// Inodes of the skeleton that lie above or beside the workspace. A link
     /// may lead there; for the file API nothing exists outside the workspace.
     outside: Vec<u64>,
@@ -126,18 +131,13 @@ impl View {
         generation: u64,
     ) -> rustix::io::Result<Self> {
         let skeleton = fstat(&tree)?.st_dev;
+        let sessions = statat(&tree, format!("{WORKSPACE}/{SESSIONS}"), AtFlags::SYMLINK_NOFOLLOW)?.st_dev;
         let mut outside = Vec::new();
-        for path in [".", "opt", "opt/sandbox", "sessions"] {
+        for path in [".", "opt", "opt/sandbox"] {
             outside.push(statat(&tree, path, AtFlags::SYMLINK_NOFOLLOW)?.st_ino);
         }
-        for name in Dir::read_from(openat(&tree, "sessions", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?)? {
-            outside.push(
-                statat(&tree, format!("sessions/{}", name?.file_name().to_string_lossy()), AtFlags::SYMLINK_NOFOLLOW)?
-                    .st_ino,
-            );
-        }
         let root_mount = mount_of(&tree)?;
-        Ok(Self { tree, sources, identity, skeleton, outside, root_mount, generation })
+        Ok(Self { tree, sources, identity, skeleton, sessions, outside, root_mount, generation })
     }
 
     /// Does everything that it shows lie on one device?
@@ -204,11 +204,16 @@ impl View {
         Ok((self.open(&parent, OFlags::PATH | OFlags::DIRECTORY)?, name))
     }
 
+    /// Is this one of the view's own folders, in which nobody can make anything?
+    fn is_sealed(&self, stat: &Stat) -> bool {
+        stat.st_dev == self.skeleton || stat.st_dev == self.sessions
+    }
+
     /// What a refusal with EROFS means at `folder`: in the skeleton there is
     /// nothing but the way to the scope, so anything else does not exist.
     fn read_only_at(&self, folder: impl AsFd) -> FileError {
         match fstat(folder) {
-            Ok(stat) if stat.st_dev == self.skeleton => FileError::NotFound,
+            Ok(stat) if self.is_sealed(&stat) => FileError::NotFound,
             _ => FileError::ReadOnly,
         }
     }
@@ -254,6 +259,17 @@ fn kind(stat: &Stat) -> FileType {
 /// kind was checked: opening a FIFO or a device can hang or act.
 fn reopen(handle: impl AsFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd());
-    rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK, Mode::empty())
+    // The way to it is looked up once; it is the same for all threads.
+    static OWN: OnceLock<OwnedFd> = OnceLock::new();
+    let own = match OWN.get() {
+        Some(own) => own,
+        None => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let pid = rustix::process::getpid().as_raw_nonzero();
+            let opened = rustix::fs::open(format!("/proc/{pid}/fd"), flags, Mode::empty())?;
+            OWN.get_or_init(|| opened)
+        }
+    };
+    let name = DecInt::new(handle.as_fd().as_raw_fd());
+    openat(own, name, flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK, Mode::empty())
 }

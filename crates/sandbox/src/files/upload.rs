@@ -98,7 +98,7 @@ impl View {
                     FileType::RegularFile if is_mount_root(&found)? => return self.upload_content(found, condition),
                     FileType::RegularFile => {}
                     FileType::Symlink => return self.upload_content(self.open(path, OFlags::PATH)?, condition),
-                    FileType::Directory if fstat(&found)?.st_dev == self.skeleton => return Err(FileError::ReadOnly),
+                    FileType::Directory if self.is_sealed(&fstat(&found)?) => return Err(FileError::ReadOnly),
                     _ => return Err(FileError::WrongKind),
                 },
             }

@@ -27,10 +27,9 @@ use cloister_types::transcript::Usage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
-use rustix::process::{Signal as Kill, pidfd_send_signal};
 
 use self::channel::Closed;
-use self::server::{Link, listen, send_with};
+use self::server::{Link, hand_over, listen, send_with};
 use self::work::{Ending, Work};
 use crate::cgroup::SessionGroups;
 use crate::extent;
@@ -68,12 +67,14 @@ pub(crate) struct Post {
 /// Reports the launch on the link and, if it stands, supervises until the
 /// session's sandbox ends. Descriptors travel with the first frame.
 pub(crate) fn run(post: Post, launched: Result<Sandbox, Refused>, groups: SessionGroups, meter: Meter) {
-    match launched.and_then(|sandbox| Supervisor::new(&post, sandbox, groups.clone(), meter)) {
+    let begun = launched.map_err(NotBegun::Refused);
+    match begun.and_then(|sandbox| Supervisor::new(&post, sandbox, groups.clone(), meter)) {
         Ok(mut supervisor) => {
             supervisor.supervise();
             supervisor.kill();
         }
-        Err(refused) => refuse(&post.link, &refused),
+        Err(NotBegun::Refused(refused)) => refuse(&post.link, &refused),
+        Err(NotBegun::Announced) => {}
     }
     groups.remove();
 }
@@ -87,6 +88,13 @@ pub(crate) fn give_up() -> rustix::io::Result<()> {
 /// Reports a launch that was refused. The asker may be gone.
 pub(crate) fn refuse(link: &OwnedFd, refused: &Refused) {
     let _ = send_with(link, &Signal::Unready { message: refused.to_string() }, &[]);
+}
+
+/// Why a supervisor has nothing to supervise.
+enum NotBegun {
+    Refused(Refused),
+    /// It was said to stand; the link, as it closes, says that it does not.
+    Announced,
 }
 
 struct Supervisor {
@@ -111,29 +119,37 @@ struct Supervisor {
 struct Over;
 
 impl Supervisor {
-    fn new(post: &Post, sandbox: Sandbox, groups: SessionGroups, meter: Meter) -> Result<Self, Refused> {
-        let init = sandbox.init;
+    /// Says that the sandbox stands, and only then writes down what the next
+    /// server must know: without a server, there is no turn yet to be known of.
+    fn new(post: &Post, sandbox: Sandbox, groups: SessionGroups, meter: Meter) -> Result<Self, NotBegun> {
+        let Sandbox { init, init_pid, control, listener: model, enforced } = sandbox;
+        let announced = sys::keep_only_capability(sys::CAP_KILL)
+            .and_then(|()| hand_over(&post.link, &Signal::Ready(enforced.clone()), &model));
+        let lifeline = match announced {
+            Ok(lifeline) => lifeline,
+            Err(errno) => {
+                launch::end(&init);
+                return Err(NotBegun::Refused(Refused { step: "set the supervisor up".into(), answer: errno.to_string() }));
+            }
+        };
         let stand = || -> rustix::io::Result<Self> {
-            let own = std::process::id().cast_signed();
             let known = |pid| Process::of(pid).map_err(|_| Errno::SRCH);
             let about = About {
                 version: VERSION,
                 session: post.session.clone(),
                 launch: post.launch.clone(),
                 boot: boot_id(),
-                supervisor: known(own)?,
-                init: known(sandbox.init_pid)?,
+                supervisor: known(std::process::id().cast_signed())?,
+                init: known(init_pid)?,
             };
             let listener = listen(&post.folder)?;
             about.write(&post.folder).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-            // From here on the only right it needs is to end what it started.
-            sys::keep_only_capability(sys::CAP_KILL)?;
             let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;
             Ok(Self {
-                link: Link::open(link, listener, sandbox.listener, sandbox.enforced, post.launch.clone())?,
+                link: Link::new(link, listener, model, lifeline, enforced, post.launch.clone())?,
                 folder: rustix::io::fcntl_dupfd_cloexec(&post.folder, 3)?,
                 init: rustix::io::fcntl_dupfd_cloexec(&init, 3)?,
-                control: sandbox.control,
+                control,
                 groups,
                 meter: Some(meter),
                 told_busy: false,
@@ -143,9 +159,9 @@ impl Supervisor {
                 dead: false,
             })
         };
-        stand().map_err(|errno| {
-            let _ = pidfd_send_signal(&init, Kill::KILL);
-            Refused { step: "set the supervisor up".into(), answer: errno.to_string() }
+        stand().map_err(|_| {
+            launch::end(&init);
+            NotBegun::Announced
         })
     }
 

@@ -61,22 +61,23 @@ pub(super) fn send_with(link: impl AsFd, signal: &Signal, gifts: &[BorrowedFd<'_
 
 /// Sends the first frame of a connection, with what belongs to it. Returns
 /// the end of the pipe that keeps the other one silent.
-fn hand_over(link: impl AsFd, signal: &Signal, model: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+pub(super) fn hand_over(link: impl AsFd, signal: &Signal, model: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     send_with(link, signal, &[model.as_fd(), read.as_fd()])?;
     Ok(write)
 }
 
 impl Link {
-    /// Says to the server that launched it that the sandbox stands.
-    pub(super) fn open(
+    /// The link to the server that launched the sandbox, to which it has been
+    /// said that it stands.
+    pub(super) fn new(
         link: OwnedFd,
         listener: OwnedFd,
         model: OwnedFd,
+        lifeline: OwnedFd,
         enforced: Enforced,
         launch: String,
     ) -> rustix::io::Result<Self> {
-        let lifeline = hand_over(&link, &Signal::Ready(enforced.clone()), &model)?;
         let server = Server::Attached(Channel::new(link)?);
         Ok(Self { server, listener, model, lifeline, enforced, launch, said: None })
     }

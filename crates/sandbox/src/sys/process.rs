@@ -40,9 +40,6 @@ pub(crate) fn fork_into(namespaces: i32) -> Result<Forked> {
     // call and is written in the parent alone.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) });
     match pid {
-        // Under our own filter clone3 answers ENOSYS, as it must: its flags
-        // are out of a filter's reach. The plain call serves init.
-        Err(Errno::NOSYS) if namespaces == 0 => fork_by_clone(),
         Err(errno) => Err(errno),
         Ok(0) => Ok(Forked::Child),
         Ok(pid) => {
@@ -53,18 +50,35 @@ pub(crate) fn fork_into(namespaces: i32) -> Result<Forked> {
     }
 }
 
-fn fork_by_clone() -> Result<Forked> {
-    let mut pidfd: RawFd = -1;
-    let flags = libc::CLONE_PIDFD | libc::SIGCHLD;
-    // SAFETY: as for clone3 above; no stack is given, so the child goes on
-    // with a copy of this one. The third argument receives the handle on
-    // every architecture.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) })?;
-    if pid == 0 {
-        return Ok(Forked::Child);
+/// Bytes of stack for a child that only starts a program.
+const CHILD_STACK: usize = 64 << 10;
+
+/// Starts a child that shares this process's memory until `run` has executed
+/// another program; if `run` returns, the child ends with status 127. This
+/// process, which must have one thread, stands still meanwhile. Copying the
+/// memory's page tables would take longer than all the rest.
+pub(crate) fn start_program(run: &dyn Fn()) -> Result<i32> {
+    extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `argument` points to the reference below, which outlives the
+        // child's use of this memory: the parent waits in clone(2).
+        let run = unsafe { *argument.cast::<&dyn Fn()>() };
+        run();
+        // SAFETY: ends this process at once. Nothing may be cleaned up here:
+        // it is the parent's.
+        unsafe { libc::_exit(127) }
     }
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(Forked::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+    let mut stack = vec![0_u128; CHILD_STACK / size_of::<u128>()];
+    let mut argument: &dyn Fn() = run;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the stack is large enough for a few system calls, aligned, and
+    // grows down from its end; it and the argument live until clone returns,
+    // and with CLONE_VFORK that is when the child has let go of the memory. No
+    // other thread is there to see what the child does meanwhile; signal
+    // handlers are not installed in these processes.
+    let pid = unsafe {
+        libc::clone(child, stack.as_mut_ptr_range().end.cast(), flags, (&raw mut argument).cast::<libc::c_void>())
+    };
+    check(pid.into()).map(|pid| pid as i32)
 }
 
 /// Leaves namespaces for new ones.

@@ -4,11 +4,13 @@
 mod base;
 mod image;
 pub(crate) mod mounts;
+mod seen;
 mod workspace;
 
 pub(crate) use base::Base;
 pub(crate) use mounts::open_strictly;
-pub(crate) use workspace::{build, make_folders, restore_modes};
+pub(crate) use seen::Seen;
+pub(crate) use workspace::{make_folders, restore_modes};
 
 /// Why a view could not be built.
 #[derive(Debug, thiserror::Error)]

@@ -38,9 +38,22 @@ pub(super) fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Res
 
 /// A fresh procfs that shows processes and nothing else.
 pub(crate) fn process_only_proc() -> Result<OwnedFd> {
+    proc(Some("pid"))
+}
+
+/// A fresh procfs with settings as well, for the set-up alone. Not the host's:
+/// there, the settings of all namespaces hang in one chain that each look-up
+/// walks.
+pub(crate) fn whole_proc() -> Result<OwnedFd> {
+    proc(None)
+}
+
+fn proc(subset: Option<&str>) -> Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "proc")?;
-    fsconfig_set_string(&context, "subset", "pid")?;
+    if let Some(subset) = subset {
+        fsconfig_set_string(&context, "subset", subset)?;
+    }
     fsconfig_create(&context)?;
     let attributes =
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;

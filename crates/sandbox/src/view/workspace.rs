@@ -5,16 +5,17 @@
 //! sandbox gets a clone of it. Rooting it above the workspace makes absolute
 //! links and `..` mean the same to both.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use cloister_types::path::WorkspacePath;
 use cloister_types::scope::{Access, MEMORY, SESSIONS};
-use rustix::fs::{FileType, Mode, OFlags, mkdirat, mknodat, openat2, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, mknodat, openat2, statat};
 use rustix::io::Errno;
-use rustix::mount::MountAttrFlags;
 
 use super::ViewError;
-use super::mounts::{STRICT, attach, bind, handle, tmpfs};
+use super::base::PLAIN;
+use super::mounts::{STRICT, attach, bind, clone_mount, handle, tmpfs};
 use crate::identity::Identity;
 use crate::plan::{Bind, IfAbsent, Plan, Root};
 use crate::protocol::Source;
@@ -29,36 +30,98 @@ pub(crate) struct Built {
     pub(crate) sources: Vec<Source>,
 }
 
-/// Builds the view that `plan` describes from the workspace folder.
-pub(crate) fn build(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Built, ViewError> {
-    let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let inodes = (64 + 2 * plan.binds.iter().map(|bind| bind.path.components().len()).sum::<usize>()).to_string();
-    let tree = tmpfs(&[("size", "4m"), ("nr_inodes", &inodes), ("mode", "0755")], plain)
-        .map_err(ViewError::at("make the skeleton (tmpfs)"))?;
-    for folder in ["opt", "opt/sandbox", WORKSPACE, "sessions"] {
-        mkdirat(&tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
-    }
-    let mut builder = Builder { workspace, tree, identity, sources: Vec::new() };
+/// What all sessions with one scope have in common: the view without anybody's
+/// private folder.
+pub(super) struct Template {
+    tree: OwnedFd,
+    sources: Vec<Source>,
+    /// It shows folders alone. A file that is deleted would be kept on the disk
+    /// by a tree that is.
+    folders: bool,
+}
 
-    restore_modes(workspace);
-    // The private folder first: it must exist whatever the scope says.
-    builder.make_writable(plan);
-    let own = builder.source(&Bind { path: plan.own.clone(), access: Access::Write, absent: IfAbsent::Create })?;
-    match plan.root {
-        Root::Workspace(access) => builder.whole_workspace(access, plan)?,
-        Root::Skeleton => builder.skeleton(plan)?,
+impl Template {
+    /// Mounts that it takes.
+    pub(super) fn mounts(&self) -> usize {
+        self.sources.len() + 1
     }
-    for bind in &plan.binds {
-        if let Some(source) = builder.source(bind)? {
-            builder.place(&bind.path, source, bind.access)?;
+
+    pub(super) fn may_be_kept(&self) -> bool {
+        self.folders
+    }
+
+    /// Would it be built of the same things now?
+    pub(super) fn is_fresh(&self, workspace: &OwnedFd) -> bool {
+        self.sources.iter().all(|source| {
+            let now = statat(workspace, source.path.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
+            source.identity == now.ok().map(|stat| (stat.st_dev, stat.st_ino))
+        })
+    }
+
+    pub(super) fn build(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Self, ViewError> {
+        let inodes = (64 + 2 * plan.binds.iter().map(|bind| bind.path.components().len()).sum::<usize>()).to_string();
+        let tree = tmpfs(&[("size", "4m"), ("nr_inodes", &inodes), ("mode", "0755")], PLAIN)
+            .map_err(ViewError::at("make the skeleton (tmpfs)"))?;
+        for folder in ["opt", "opt/sandbox", WORKSPACE] {
+            mkdirat(&tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
+        }
+        let mut builder = Builder { workspace, tree, identity, sources: Vec::new(), folders: true };
+        match plan.root {
+            Root::Workspace(access) => builder.whole_workspace(access)?,
+            Root::Skeleton => builder.skeleton(plan)?,
+        }
+        for bind in &plan.binds {
+            if let Some(source) = builder.source(bind)? {
+                builder.place(&bind.path, source, bind.access)?;
+            }
+        }
+        // From here on nobody adds a name to the skeleton.
+        sys::set_mount_attributes(&builder.tree, sys::ATTR_RDONLY, false).map_err(ViewError::at("seal the skeleton"))?;
+        Ok(Self { tree: builder.tree, sources: builder.sources, folders: builder.folders })
+    }
+
+    /// The view of one session: a clone, and in it a sealed `.sessions` that
+    /// holds the private folder and nothing else.
+    pub(super) fn view(&self, own: &WorkspacePath, source: OwnedFd) -> Result<Built, ViewError> {
+        let at = |what: &str| ViewError::at(format!("{what} .sessions"));
+        let tree = clone_mount(&self.tree, true).map_err(ViewError::at("clone the view"))?;
+        let (_, name) = own.split_last().ok_or_else(|| ViewError::Scope("a session without a name".into()))?;
+        let sealed = tmpfs(&[("size", "16k"), ("nr_inodes", "4"), ("mode", "0755")], PLAIN).map_err(at("make"))?;
+        mkdirat(&sealed, name, FOLDER).map_err(at("make the mount point in"))?;
+        let identity = Some(identity_of(&source).map_err(at("look into"))?);
+        let inside = handle(&sealed, name).map_err(at("open"))?;
+        attach(bind(source, false).map_err(at("bind the private folder in"))?, inside).map_err(at("attach in"))?;
+        sys::set_mount_attributes(&sealed, sys::ATTR_RDONLY, false).map_err(at("seal"))?;
+        let target = handle(&tree, format!("{WORKSPACE}/{SESSIONS}")).map_err(at("reach"))?;
+        attach(sealed, target).map_err(at("attach"))?;
+        let mut sources = self.sources.clone();
+        sources.push(Source { path: own.to_bytes(), identity });
+        Ok(Built { tree, sources })
+    }
+}
+
+fn identity_of(source: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(source)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Makes what a view needs: the folders that every session has, and the
+/// writable paths that are absent, before anything is looked at: a readable
+/// path above one of them is there then. What cannot be made is reported when
+/// it is bound. Returns the private folder.
+pub(super) fn make_way(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<OwnedFd, ViewError> {
+    restore_modes(workspace);
+    for Bind { path, .. } in plan.binds.iter().filter(|bind| bind.absent == IfAbsent::Create) {
+        if matches!(handle(workspace, path.to_bytes()), Err(Errno::NOENT)) {
+            let _ = identity.act(|| make_folders(workspace, path));
         }
     }
-    if let Some(own) = own {
-        builder.place(&plan.own, own, Access::Write)?;
-    }
-    // From here on nobody adds a name to the skeleton.
-    sys::set_mount_attributes(&builder.tree, sys::ATTR_RDONLY, false).map_err(ViewError::at("seal the skeleton"))?;
-    Ok(Built { tree: builder.tree, sources: builder.sources })
+    // The private folder must exist whatever the scope says.
+    let tree = workspace.try_clone().map_err(|_| Errno::MFILE).map_err(ViewError::at("make way"))?;
+    let mut builder = Builder { workspace, tree, identity, sources: Vec::new(), folders: true };
+    let own = Bind { path: plan.own.clone(), access: Access::Write, absent: IfAbsent::Create };
+    let own = builder.source(&own)?;
+    own.ok_or(Errno::NOENT).map_err(ViewError::at("make the private folder"))
 }
 
 struct Builder<'a> {
@@ -66,46 +129,29 @@ struct Builder<'a> {
     tree: OwnedFd,
     identity: Identity,
     sources: Vec<Source>,
+    folders: bool,
 }
 
 impl Builder<'_> {
-    /// Makes the writable paths that are absent, before anything is looked at:
-    /// a readable path above one of them is there then. What cannot be made is
-    /// reported when it is bound.
-    fn make_writable(&self, plan: &Plan) {
-        for Bind { path, .. } in plan.binds.iter().filter(|bind| bind.absent == IfAbsent::Create) {
-            if matches!(handle(self.workspace, path.to_bytes()), Err(Errno::NOENT)) {
-                let _ = self.identity.act(|| make_folders(self.workspace, path));
-            }
-        }
-    }
-
-    /// The workspace itself as the mount point, with a sealed `.sessions`
-    /// over the real one.
-    fn whole_workspace(&mut self, access: Access, plan: &Plan) -> Result<(), ViewError> {
+    /// The workspace itself as the mount point. What its `.sessions` holds is
+    /// covered in each view.
+    fn whole_workspace(&mut self, access: Access) -> Result<(), ViewError> {
         let target = handle(&self.tree, WORKSPACE).map_err(ViewError::at("open the workspace mount point"))?;
         let mount = bind(self.workspace, access == Access::Read).map_err(ViewError::at("bind the workspace"))?;
-        attach(mount, target).map_err(ViewError::at("attach the workspace"))?;
-        if let Some((_, name)) = plan.own.split_last() {
-            let sealed = handle(&self.tree, "sessions").map_err(ViewError::at("open the sealed .sessions"))?;
-            mkdirat(&sealed, name, FOLDER).map_err(ViewError::at("make the private folder's mount point"))?;
-            let target = self.inside(&WorkspacePath::ROOT.join(SESSIONS.as_bytes()).unwrap_or_default())?;
-            attach(bind(sealed, true).map_err(ViewError::at("bind the sealed .sessions"))?, target)
-                .map_err(ViewError::at("attach the sealed .sessions"))?;
-        }
-        Ok(())
+        attach(mount, target).map_err(ViewError::at("attach the workspace"))
     }
 
     /// Folders and empty mount points for exactly the paths of the plan.
     fn skeleton(&mut self, plan: &Plan) -> Result<(), ViewError> {
         let root = handle(&self.tree, WORKSPACE).map_err(ViewError::at("open the workspace mount point"))?;
-        let own = Bind { path: plan.own.clone(), access: Access::Write, absent: IfAbsent::Create };
-        for Bind { path, absent, .. } in plan.binds.iter().chain([&own]) {
-            if plan.binds.iter().any(|bind| path != &bind.path && path.is_within(&bind.path)) {
+        mkdir(&root, SESSIONS.as_bytes()).map_err(ViewError::at("make the place of .sessions"))?;
+        let bound: HashSet<&WorkspacePath> = plan.binds.iter().map(|bind| &bind.path).collect();
+        for Bind { path, absent, .. } in &plan.binds {
+            if path.ancestors().any(|above| bound.contains(&above)) {
                 continue; // its mount point lies in a bound folder
             }
             let bytes = path.to_bytes();
-            let kind = match statat(self.workspace, bytes.as_slice(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+            let kind = match statat(self.workspace, bytes.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => FileType::from_raw_mode(stat.st_mode),
                 // Not even its mount point may hint at it.
                 Err(_) if *absent == IfAbsent::Skip => continue,
@@ -152,7 +198,8 @@ impl Builder<'_> {
         };
         let stat = rustix::fs::fstat(&source).map_err(ViewError::at(format!("stat {path:?}")))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory | FileType::RegularFile => {}
+            FileType::Directory => {}
+            FileType::RegularFile => self.folders = false,
             FileType::Symlink => return Err(ViewError::Scope(self.name_the_link(path))),
             _ => return Err(ViewError::Scope(format!("file_access: {path:?} is neither a file nor a folder"))),
         }
@@ -162,7 +209,7 @@ impl Builder<'_> {
 
     fn name_the_link(&self, path: &WorkspacePath) -> String {
         let link = path.ancestors().chain([path.clone()]).find(|prefix| {
-            statat(self.workspace, prefix.to_bytes(), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            statat(self.workspace, prefix.to_bytes(), AtFlags::SYMLINK_NOFOLLOW)
                 .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
         });
         let link = link.unwrap_or_else(|| path.clone());
