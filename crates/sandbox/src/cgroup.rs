@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cloister_types::link::Enforced;
@@ -35,6 +36,8 @@ struct Hierarchy {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
+    /// Our folder in each.
+    homes: Rc<[PathBuf]>,
 }
 
 const WANTED: [&str; 3] = ["memory", "cpu", "pids"];
@@ -65,7 +68,8 @@ impl Cgroups {
                 let _ = fs::remove_dir(&hierarchy.home);
             }
         }
-        Self { hierarchies }
+        let homes = hierarchies.iter().map(|hierarchy| hierarchy.home.clone()).collect();
+        Self { hierarchies, homes }
     }
 
     /// Which limits hold for sessions made with these.
@@ -88,8 +92,7 @@ impl Cgroups {
     /// Makes the groups of one sandbox and sets its limits.
     pub(crate) fn create(&self, limits: &Limits) -> io::Result<SessionGroups> {
         static LAUNCHES: AtomicU64 = AtomicU64::new(0);
-        let name = LAUNCHES.fetch_add(1, Ordering::Relaxed).to_string();
-        let groups = SessionGroups { folders: self.hierarchies.iter().map(|h| h.home.join(&name)).collect() };
+        let groups = SessionGroups { homes: self.homes.clone(), name: LAUNCHES.fetch_add(1, Ordering::Relaxed) };
         match self.furnish(&groups, limits) {
             Ok(()) => Ok(groups),
             Err(error) => {
@@ -100,10 +103,10 @@ impl Cgroups {
     }
 
     fn furnish(&self, groups: &SessionGroups, limits: &Limits) -> io::Result<()> {
-        for (hierarchy, folder) in self.hierarchies.iter().zip(&groups.folders) {
-            fs::create_dir(folder)?;
+        for (hierarchy, folder) in self.hierarchies.iter().zip(groups.folders()) {
+            fs::create_dir(&folder)?;
             for controller in &hierarchy.controllers {
-                set_limit(hierarchy.version, controller, folder, limits)?;
+                set_limit(hierarchy.version, controller, &folder, limits)?;
             }
         }
         Ok(())
@@ -111,7 +114,7 @@ impl Cgroups {
 
     /// The groups of a sandbox that has none.
     pub(crate) fn none(&self) -> SessionGroups {
-        SessionGroups { folders: Vec::new() }
+        SessionGroups { homes: Rc::new([]), name: 0 }
     }
 
     /// Removes this process's folders; they are empty once no sandbox is left.
@@ -271,21 +274,29 @@ impl Met {
 }
 
 /// The groups of one sandbox; removed by [`SessionGroups::remove`].
+///
+/// Small: the spawner has one for each sandbox, and what it writes to its
+/// memory is copied for whatever it has forked.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionGroups {
-    folders: Vec<PathBuf>,
+    homes: Rc<[PathBuf]>,
+    name: u64,
 }
 
 impl SessionGroups {
+    fn folders(&self) -> impl Iterator<Item = PathBuf> {
+        self.homes.iter().map(|home| home.join(self.name.to_string()))
+    }
+
     /// Moves a process, and with it what it will start, into the groups.
     pub(crate) fn admit(&self, pid: i32) -> io::Result<()> {
-        self.folders.iter().try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
+        self.folders().try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
     }
 
     /// How often the session has met a limit so far.
     pub(crate) fn met(&self) -> Met {
         let count = |files: &[&str], word: &str| {
-            let texts = self.folders.iter().flat_map(|folder| files.iter().map(|file| folder.join(file)));
+            let texts = self.folders().flat_map(|folder| files.iter().map(move |file| folder.join(file)));
             let texts = texts.filter_map(|file| fs::read_to_string(file).ok());
             let counts = texts.filter_map(|text| {
                 text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.parse::<u64>().ok())
@@ -301,9 +312,9 @@ impl SessionGroups {
     /// Removes the groups. The processes must be dead; the kernel may need a
     /// moment to notice.
     pub(crate) fn remove(&self) {
-        for folder in &self.folders {
+        for folder in self.folders() {
             for _ in 0..50 {
-                match fs::remove_dir(folder) {
+                match fs::remove_dir(&folder) {
                     Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                         std::thread::sleep(std::time::Duration::from_millis(2));
                     }

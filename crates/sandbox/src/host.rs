@@ -324,6 +324,12 @@ impl Host {
         Err(refusal)
     }
 
+    /// As whom the file API acts.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// Asks for room in the workspace for one file of so many bytes, or for so
     /// many more of it.
     ///

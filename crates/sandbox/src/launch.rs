@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::SessionGroups;
 use crate::confine::{self, Limits};
 use crate::identity::Identity;
+use crate::run::Known;
 use crate::sys::{self, Forked};
 use crate::view::mounts;
 use crate::{INSIDE_ID, WORKSPACE, init, network, protocol};
@@ -63,8 +64,8 @@ pub(crate) enum Standing {
 pub(crate) struct Sandbox {
     /// Handle of init.
     pub(crate) init: OwnedFd,
-    /// Its pid.
-    pub(crate) init_pid: i32,
+    /// Who it is, and who its supervisor.
+    pub(crate) known: Known,
     /// Conversation with init.
     pub(crate) control: OwnedFd,
     /// The listening socket inside, served outside.
@@ -128,7 +129,8 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), R
         Standing::Failed(refused) => return Err(refused),
     };
     let enforced = Enforced { landlock_abi, ..enforced };
-    Ok((Prepared { sandbox: Sandbox { init, init_pid: pid, control: ours, listener, enforced }, mounts }, new))
+    let known = Known::of(pid).map_err(Refused::at("look at the new processes"))?;
+    Ok((Prepared { sandbox: Sandbox { init, known, control: ours, listener, enforced }, mounts }, new))
 }
 
 impl Prepared {

@@ -84,6 +84,21 @@ impl Process {
     }
 }
 
+/// The processes of a sandbox, and the boot in which they live.
+pub(crate) struct Known {
+    boot: String,
+    supervisor: Process,
+    init: Process,
+}
+
+impl Known {
+    /// Of this process, and the init that it has made.
+    pub(crate) fn of(init: i32) -> std::io::Result<Self> {
+        let own = std::process::id().cast_signed();
+        Ok(Self { boot: boot_id(), supervisor: Process::of(own)?, init: Process::of(init)? })
+    }
+}
+
 /// What a supervisor says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct About {
@@ -97,6 +112,11 @@ pub(crate) struct About {
 }
 
 impl About {
+    pub(crate) fn new(session: cloister_types::SessionId, launch: String, known: Known) -> Self {
+        let Known { boot, supervisor, init } = known;
+        Self { version: VERSION, session, launch, boot, supervisor, init }
+    }
+
     /// Writes it into the folder, whole or not at all.
     pub(crate) fn write(&self, folder: &OwnedFd) -> std::io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;

@@ -136,8 +136,20 @@ impl Spawner {
                 let terms = Terms { owner: identity, limits: setup.limits, enforced: cgroups.enforced(identity) };
                 let seen = Seen::default();
                 let (spares, started, given) = (Spares::default(), HashMap::new(), HashMap::new());
-                let spawner =
-                    Self { control, children, workspace, base, slots, seen, terms, cgroups, office, spares, started, given };
+                let spawner = Self {
+                    control,
+                    children,
+                    workspace,
+                    base,
+                    slots,
+                    seen,
+                    terms,
+                    cgroups,
+                    office,
+                    spares,
+                    started,
+                    given,
+                };
                 Ok((spawner, meter))
             }
             Err(fatal) => {

@@ -9,7 +9,7 @@ use cloister_types::wire::FileType;
 use cloister_types::{ErrorCode, SessionId, WorkspacePath};
 
 use crate::SessionError;
-use crate::live::blocking;
+use crate::file_threads::FileThreads;
 use crate::registry::Sessions;
 
 /// Bytes for which room is asked at a time if nobody says how many will come.
@@ -19,12 +19,14 @@ const PIECE: u64 = 8 << 20;
 pub struct Files {
     view: Arc<View>,
     host: Arc<Host>,
+    threads: Arc<FileThreads>,
 }
 
 /// An upload under way.
 pub struct Upload {
     view: Arc<View>,
     host: Arc<Host>,
+    threads: Arc<FileThreads>,
     inner: files::Upload,
     /// Bytes that there is room for in the workspace.
     reserved: u64,
@@ -47,7 +49,7 @@ impl Sessions {
         };
         let view = self.view(&session, idle).await?;
         self.touch(&session).await;
-        Ok(Files { view, host: self.host.clone() })
+        Ok(Files { view, host: self.host.clone(), threads: self.file_threads.clone() })
     }
 }
 
@@ -58,7 +60,7 @@ impl Files {
     /// `not_found`, `conflict` for what is neither.
     pub async fn read(&self, path: WorkspacePath) -> Result<Found, SessionError> {
         let view = self.view.clone();
-        blocking(move || view.read(&path)).await
+        self.threads.run(move || view.read(&path)).await
     }
 
     /// Deletes a file or an empty folder.
@@ -67,7 +69,7 @@ impl Files {
     /// By the access matrix.
     pub async fn remove(&self, path: WorkspacePath, condition: Condition) -> Result<(), SessionError> {
         let view = self.view.clone();
-        blocking(move || view.remove(&path, &condition)).await
+        self.threads.run(move || view.remove(&path, &condition)).await
     }
 
     /// Begins an upload of `announced` bytes, as far as is known.
@@ -80,15 +82,15 @@ impl Files {
         condition: Condition,
         announced: Option<u64>,
     ) -> Result<Upload, SessionError> {
-        let (view, host) = (self.view.clone(), self.host.clone());
-        blocking(move || {
+        let (view, host, threads) = (self.view.clone(), self.host.clone(), self.threads.clone());
+        let run = move || {
             let inner = view.upload(&path, condition)?;
             let room = context_room(&view, &path)?;
             let reserved = announced.unwrap_or(PIECE);
             host.reserve(reserved)??;
-            Ok::<_, SessionError>(Upload { view, host, inner, reserved, written: 0, room })
-        })
-        .await
+            Ok::<_, SessionError>(Upload { view, host, threads, inner, reserved, written: 0, room })
+        };
+        self.threads.run(run).await
     }
 }
 
@@ -117,7 +119,8 @@ impl Upload {
     /// # Errors
     /// The disk is full, or broken; `quota_exceeded`.
     pub async fn write(mut self, bytes: impl AsRef<[u8]> + Send + 'static) -> Result<Self, SessionError> {
-        blocking(move || {
+        let threads = self.threads.clone();
+        let run = move || {
             self.written += bytes.as_ref().len() as u64;
             if self.written > self.reserved {
                 let more = (self.written - self.reserved).max(PIECE);
@@ -127,8 +130,8 @@ impl Upload {
             std::io::Write::write_all(&mut self.inner.file, bytes.as_ref())
                 .map_err(|error| SessionError::from(files::FileError::from(error)))?;
             Ok::<_, SessionError>(self)
-        })
-        .await
+        };
+        threads.run(run).await
     }
 
     /// Puts the file in place.
@@ -136,8 +139,8 @@ impl Upload {
     /// # Errors
     /// `precondition_failed`, or by the access matrix.
     pub async fn commit(self) -> Result<Written, SessionError> {
-        let Self { view, inner, .. } = self;
-        blocking(move || view.commit(inner)).await
+        let Self { view, inner, threads, .. } = self;
+        threads.run(move || view.commit(inner)).await
     }
 
     /// The error for more bytes than may come.

@@ -22,6 +22,7 @@ mod delete;
 mod error;
 mod expire;
 mod feed;
+mod file_threads;
 mod files;
 mod follow;
 mod history;

@@ -258,7 +258,14 @@ where
     T: Send + 'static,
     E: Into<SessionError> + Send + 'static,
 {
-    match tokio::task::spawn_blocking(work).await {
+    outcome(tokio::task::spawn_blocking(work).await)
+}
+
+/// What became of a blocking call.
+pub(crate) fn outcome<T, E: Into<SessionError>>(
+    ended: Result<Result<T, E>, tokio::task::JoinError>,
+) -> Result<T, SessionError> {
+    match ended {
         Ok(outcome) => outcome.map_err(Into::into),
         Err(error) => {
             tracing::error!(%error, "a blocking task broke");

@@ -14,6 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
 use crate::clock::{self, LifeClock};
 use crate::feed::{Feeds, Subscription};
+use crate::file_threads::FileThreads;
 use crate::live::{Gateway, Sandbox, blocking};
 use crate::state::State;
 use crate::{Config, SessionError};
@@ -90,6 +91,7 @@ pub struct Sessions {
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) host: Arc<Host>,
+    pub(crate) file_threads: Arc<FileThreads>,
     pub(crate) gateway: Arc<dyn Gateway>,
     pub(crate) feeds: Feeds,
     pub(crate) slots: Arc<Semaphore>,
@@ -115,10 +117,12 @@ impl Sessions {
         let clock = LifeClock::open(&store).await?;
         let stored = store.sessions().await?;
         let map = stored.into_iter().map(|stored| (stored.id.clone(), Arc::new(Session::new(stored)))).collect();
+        let file_threads = Arc::new(FileThreads::new(host.identity())?);
         let sessions = Arc::new(Self {
             config,
             store,
             host: Arc::new(host),
+            file_threads,
             gateway,
             feeds: Feeds::default(),
             slots,

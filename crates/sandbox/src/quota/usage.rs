@@ -70,12 +70,7 @@ fn walk(root: &OwnedFd) -> Result<(Amount, bool)> {
 }
 
 fn open(folder: &OwnedFd, name: &std::ffi::CStr) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOATIME;
-    match openat(folder, name, flags, Mode::empty()) {
-        // Only owners may leave the time of access alone.
-        Err(Errno::PERM) => openat(folder, name, flags - OFlags::NOATIME, Mode::empty()),
-        other => other,
-    }
+    openat(folder, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn device_and_inode(folder: &OwnedFd) -> Result<(u64, u64)> {

@@ -36,7 +36,7 @@ use crate::extent;
 use crate::init;
 use crate::launch::{self, Refused, Sandbox};
 use crate::quota::Meter;
-use crate::run::{About, Process, VERSION, boot_id, spool_name};
+use crate::run::{About, spool_name};
 use crate::spool::Spool;
 use crate::sys;
 
@@ -122,26 +122,21 @@ impl Supervisor {
     /// Says that the sandbox stands, and only then writes down what the next
     /// server must know: without a server, there is no turn yet to be known of.
     fn new(post: &Post, sandbox: Sandbox, groups: SessionGroups, meter: Meter) -> Result<Self, NotBegun> {
-        let Sandbox { init, init_pid, control, listener: model, enforced } = sandbox;
+        let Sandbox { init, known, control, listener: model, enforced } = sandbox;
         let announced = sys::keep_only_capability(sys::CAP_KILL)
             .and_then(|()| hand_over(&post.link, &Signal::Ready(enforced.clone()), &model));
         let lifeline = match announced {
             Ok(lifeline) => lifeline,
             Err(errno) => {
                 launch::end(&init);
-                return Err(NotBegun::Refused(Refused { step: "set the supervisor up".into(), answer: errno.to_string() }));
+                return Err(NotBegun::Refused(Refused {
+                    step: "set the supervisor up".into(),
+                    answer: errno.to_string(),
+                }));
             }
         };
         let stand = || -> rustix::io::Result<Self> {
-            let known = |pid| Process::of(pid).map_err(|_| Errno::SRCH);
-            let about = About {
-                version: VERSION,
-                session: post.session.clone(),
-                launch: post.launch.clone(),
-                boot: boot_id(),
-                supervisor: known(std::process::id().cast_signed())?,
-                init: known(init_pid)?,
-            };
+            let about = About::new(post.session.clone(), post.launch.clone(), known);
             let listener = listen(&post.folder)?;
             about.write(&post.folder).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;

@@ -15,8 +15,8 @@ pub(crate) use mount::{
     ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, map_mount_owners, pivot_into_cwd, set_mount_attributes,
 };
 pub(crate) use process::{
-    Forked, close_from, exec, fork, fork_into, keep_only, loopback_up, lower_limit, set_standard, signal_all_others, start_program,
-    unblock_signals, unshare, watch_children,
+    Forked, close_from, exec, fork, fork_into, keep_only, loopback_up, lower_limit, set_standard, signal_all_others,
+    start_program, unblock_signals, unshare, watch_children,
 };
 pub(crate) use seccomp::{Instruction, install};
 

@@ -34,7 +34,9 @@ impl Seen {
         if template.may_be_kept() {
             self.kept.push((plan.clone(), template));
         }
-        while self.kept.len() > SCOPES || self.kept.iter().map(|(_, template)| template.mounts()).sum::<usize>() > MOUNTS {
+        while self.kept.len() > SCOPES
+            || self.kept.iter().map(|(_, template)| template.mounts()).sum::<usize>() > MOUNTS
+        {
             self.kept.remove(0);
         }
         built

@@ -76,7 +76,8 @@ impl Template {
             }
         }
         // From here on nobody adds a name to the skeleton.
-        sys::set_mount_attributes(&builder.tree, sys::ATTR_RDONLY, false).map_err(ViewError::at("seal the skeleton"))?;
+        sys::set_mount_attributes(&builder.tree, sys::ATTR_RDONLY, false)
+            .map_err(ViewError::at("seal the skeleton"))?;
         Ok(Self { tree: builder.tree, sources: builder.sources, folders: builder.folders })
     }
 
