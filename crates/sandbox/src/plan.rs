@@ -93,7 +93,7 @@ pub fn plan(scope: &Scope, session: &SessionId) -> Plan {
 
 /// Strictly below a writable entry, and not an entry itself.
 fn is_pin(scope: &Scope, path: &WorkspacePath) -> bool {
-    scope.declared(path) == Some(Access::Write) && !scope.entries().any(|(entry, _)| entry == path)
+    scope.declared(path) == Some(Access::Write) && !scope.names(path)
 }
 
 #[cfg(test)]

@@ -166,4 +166,47 @@ mod tests {
         drop(a);
         assert!(receive::<String>(&b).unwrap().is_none());
     }
+
+    /// Every message that one of our processes takes from another.
+    fn hear_as_anybody(socket: &OwnedFd, kind: usize) -> bool {
+        use crate::init::{FromInit, ToInit};
+        use crate::launch::Standing;
+        match kind {
+            0 => receive::<Request>(socket).is_ok(),
+            1 => receive::<ViewReply>(socket).is_ok(),
+            2 => receive::<Setup>(socket).is_ok(),
+            3 => receive::<ToInit>(socket).is_ok(),
+            4 => receive::<FromInit>(socket).is_ok(),
+            5 => receive::<Standing>(socket).is_ok(),
+            _ => receive::<crate::quota::Said>(socket).is_ok(),
+        }
+    }
+
+    proptest::proptest! {
+        // No bytes and no descriptors make a receiver panic, or take more
+        // memory than a message may have.
+        #[test]
+        fn whatever_arrives_is_taken_or_refused(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            json in "[\\{\\[\"a-zA-Z0-9:,\\]\\} ]{0,60}",
+            out_of_line in proptest::prelude::any::<bool>(),
+            fds in 0usize..5,
+            kind in 0usize..7,
+        ) {
+            let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            for body in [bytes, [&[u8::from(out_of_line)], json.as_bytes()].concat()] {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+                let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                let gifts = vec![a.as_fd(); fds];
+                if fds > 0 {
+                    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&gifts)));
+                }
+                sendmsg(&a, &[IoSlice::new(&body)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+                hear_as_anybody(&b, kind);
+            }
+            // And it still hears what is well said.
+            send(&a, &Request::Launch { session: SessionId::from_random([1; 6]), launch: "l".into(), one_file_system: true }, &[]).unwrap();
+            proptest::prop_assert!(hear_as_anybody(&b, 0));
+        }
+    }
 }

@@ -128,11 +128,19 @@ impl Scope {
     /// What the declared lists alone grant at `path`: the longest prefix decides.
     #[must_use]
     pub fn declared(&self, path: &WorkspacePath) -> Option<Access> {
-        self.entries
-            .iter()
-            .filter(|(entry, _)| path.is_within(entry))
-            .max_by_key(|(entry, _)| entry.components().len())
-            .map(|(_, access)| *access)
+        let mut at = path.clone();
+        loop {
+            if let Some(access) = self.entries.get(&at) {
+                return Some(*access);
+            }
+            at = at.split_last()?.0;
+        }
+    }
+
+    /// Is the path itself an entry?
+    #[must_use]
+    pub fn names(&self, path: &WorkspacePath) -> bool {
+        self.entries.contains_key(path)
     }
 }
 

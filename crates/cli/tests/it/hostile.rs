@@ -2,7 +2,7 @@
 //! failed before it was mended.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloister_testkit::{As, Stack, script};
 use cloister_types::event::EventKind;
@@ -78,6 +78,51 @@ async fn a_wrecked_workspace_does_not_keep_the_tenant_down() {
         let session = stack.session().await;
         let (said, failed) = stack.bash(&session, "echo x > file; echo y > .memory/note; cat file .memory/note").await;
         assert_eq!((said.as_str(), failed), ("x\ny\n", false), "{who:?}");
+    }
+}
+
+/// What sessions leave in the tenant's own folders for the server to fall over.
+#[tokio::test]
+async fn links_fifos_and_giants_in_memory_and_context_do_not_harm_the_host() {
+    for who in As::all() {
+        let stack = Stack::start_as(who).await;
+        let session = stack.session().await;
+        let plant = "mkdir -p .pokee && cd .pokee && mkfifo 1.md && ln -s /etc/passwd 2.md && ln -s ../../../../../../etc/passwd 3.md && \
+            truncate -s 3G 4.md && mkdir 5.md && ln -s 7.md 7.md && ln -s /proc/self/environ 8.md && printf 'x%.0s' $(seq 300) > 9.md && \
+            for n in $(seq 600); do ln -s 1.md many$n.md; done; \
+            cd ../.memory && rm -f MEMORY.md && mkfifo MEMORY.md && ln -s /etc/shadow link && truncate -s 3G giant && mkfifo pipe && \
+            mkdir -p $(printf 'd/%.0s' $(seq 500)) && echo planted";
+        let (said, _) = stack.bash(&session, plant).await;
+        assert!(said.ends_with("planted\n"), "{who:?}: {said}");
+        // Nothing waits for a writer, or reads without an end.
+        let began = Instant::now();
+        let other = stack.session().await;
+        assert_eq!(stack.bash(&other, "echo on").await.0, "on\n", "{who:?}");
+        for (path, status) in [
+            (".pokee/1.md", 409),
+            (".pokee/2.md", 404),
+            (".pokee/3.md", 404),
+            (".pokee/5.md", 200),
+            (".pokee/7.md", 404),
+            (".pokee/8.md", 404),
+            (".memory/MEMORY.md", 409),
+            (".memory/pipe", 409),
+            (".memory/link", 404),
+        ] {
+            let answer = stack.raw("GET", &format!("/v1/sessions/{other}/files/{path}"), &[], b"").await;
+            assert_eq!(answer.status, status, "{who:?}: {path}");
+            assert!(!answer.text().contains("root:"), "{who:?}: {path}");
+        }
+        let range = [("range", "bytes=0-9")];
+        let answer = stack.raw("GET", &format!("/v1/sessions/{other}/files/.memory/giant"), &range, b"").await;
+        assert_eq!((answer.status, answer.body.len()), (206, 10), "{who:?}");
+        let put = stack.raw("PUT", &format!("/v1/sessions/{other}/files/.pokee/new.md"), &[], b"fine").await;
+        assert!(matches!(put.status, 201 | 413), "{who:?}: {}", put.status);
+        let mut stack = stack;
+        assert!(stack.terminate().await.success());
+        let stack = stack.restart().await;
+        assert_eq!(stack.bash(&stack.session().await, "echo again").await.0, "again\n", "{who:?}");
+        assert!(began.elapsed() < Duration::from_secs(15), "{who:?}: {:?}", began.elapsed());
     }
 }
 

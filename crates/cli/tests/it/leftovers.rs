@@ -116,3 +116,68 @@ async fn a_spare_that_dies_is_noticed_and_followed() {
         }
     }
 }
+
+/// `CLOISTER_SESSIONS` for more of them.
+#[tokio::test]
+async fn many_sessions_and_a_killed_server_leave_nothing() {
+    let most: usize = std::env::var("CLOISTER_SESSIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(1000);
+    for who in As::all() {
+        let mut stack = Stack::start_as(who).await;
+        let config = json!({"file_access": {"read": ["in"], "write": ["out", "a/b"]}});
+        stack.bash(&stack.session().await, "mkdir -p in out a/b; echo x > in/f").await;
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut spawners = vec![stack.processes().spawner().unwrap()];
+        for part in 0..3 {
+            let tasks: Vec<_> = (0..4)
+                .map(|task| {
+                    let (client, config) = (stack.client.clone(), config.clone());
+                    tokio::spawn(async move {
+                        for n in 0..most.div_ceil(12) {
+                            let request = serde_json::from_value(config.clone()).unwrap();
+                            let Ok(session) = client.create(&request).await else { return };
+                            if n % 4 == task {
+                                let command = json!({"tool": "bash", "input": {"command": "cat in/f; setsid sleep 50 & echo y > out/f"}});
+                                let Ok(events) = client.message(&session.id, &script(&[command]), None).await else { return };
+                                if n % 8 == task {
+                                    drop(events);
+                                }
+                            }
+                            if client.delete(&session.id).await.is_err() {
+                                return;
+                            }
+                        }
+                    })
+                })
+                .collect();
+            if part < 2 {
+                // In the middle of it.
+                tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+                stack.kill().await;
+                for task in tasks {
+                    task.abort();
+                }
+                stack = stack.restart().await;
+                spawners.push(stack.processes().spawner().unwrap());
+            } else {
+                for task in tasks {
+                    task.await.unwrap();
+                }
+            }
+        }
+        for record in stack.client.sessions().await.unwrap() {
+            stack.client.delete(&record.id).await.unwrap();
+        }
+        let (last, earlier) = spawners.split_last().unwrap();
+        until("the spawners of killed servers are gone", || earlier.iter().all(|pid| is_gone(*pid))).await;
+        let (_, of_spares) = settled(&stack, *last).await;
+        assert!(of_spares.len() <= SPARES * 8, "{who:?}: {of_spares:?}");
+        for spawner in earlier {
+            assert_eq!(groups(*spawner), Vec::<String>::new(), "{who:?}");
+        }
+        assert_eq!(std::fs::read_to_string("/proc/self/mountinfo").unwrap(), mounts, "{who:?}");
+        assert_eq!(std::fs::read_dir(stack.workspace().join(".sessions")).unwrap().count(), 0, "{who:?}");
+        assert_eq!(std::fs::read_dir(stack.folder().join("data/run")).unwrap().count(), 0, "{who:?}");
+        assert_eq!(stack.terminate().await.code(), Some(0), "{who:?}");
+        assert!(is_gone(*last), "{who:?}");
+    }
+}

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use super::ViewError;
-use super::workspace::{Built, Template, make_way};
+use super::workspace::{Built, Template, make_writable, private_folder, restore_modes};
 use crate::identity::Identity;
 use crate::plan::Plan;
 
@@ -23,14 +23,17 @@ pub(crate) struct Seen {
 impl Seen {
     /// Builds the view that `plan` describes from the workspace folder.
     pub(crate) fn view(&mut self, workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Built, ViewError> {
-        let own = make_way(workspace, plan, identity)?;
+        restore_modes(workspace);
         let at = self.kept.iter().position(|(seen, _)| seen.root == plan.root && seen.binds == plan.binds);
         let known = at.map(|at| self.kept.remove(at).1).filter(|template| template.is_fresh(workspace));
         let template = match known {
             Some(template) => template,
-            None => Template::build(workspace, plan, identity)?,
+            None => {
+                make_writable(workspace, plan, identity);
+                Template::build(workspace, plan, identity)?
+            }
         };
-        let built = template.view(&plan.own, own);
+        let built = private_folder(workspace, plan, identity).and_then(|own| template.view(&plan.own, own));
         if template.may_be_kept() {
             self.kept.push((plan.clone(), template));
         }

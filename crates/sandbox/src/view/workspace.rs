@@ -106,18 +106,19 @@ fn identity_of(source: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Makes what a view needs: the folders that every session has, and the
-/// writable paths that are absent, before anything is looked at: a readable
-/// path above one of them is there then. What cannot be made is reported when
-/// it is bound. Returns the private folder.
-pub(super) fn make_way(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<OwnedFd, ViewError> {
-    restore_modes(workspace);
+/// Makes the writable paths that are absent, before anything is looked at: a
+/// readable path above one of them is there then. What cannot be made is
+/// reported when it is bound.
+pub(super) fn make_writable(workspace: &OwnedFd, plan: &Plan, identity: Identity) {
     for Bind { path, .. } in plan.binds.iter().filter(|bind| bind.absent == IfAbsent::Create) {
         if matches!(handle(workspace, path.to_bytes()), Err(Errno::NOENT)) {
             let _ = identity.act(|| make_folders(workspace, path));
         }
     }
-    // The private folder must exist whatever the scope says.
+}
+
+/// A session's private folder, made if it is not there.
+pub(super) fn private_folder(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<OwnedFd, ViewError> {
     let tree = workspace.try_clone().map_err(|_| Errno::MFILE).map_err(ViewError::at("make way"))?;
     let mut builder = Builder { workspace, tree, identity, sources: Vec::new(), folders: true };
     let own = Bind { path: plan.own.clone(), access: Access::Write, absent: IfAbsent::Create };
@@ -192,6 +193,16 @@ impl Builder<'_> {
             (Err(Errno::LOOP), _) => return Err(ViewError::Scope(self.name_the_link(path))),
             (Err(Errno::NOTDIR), _) => {
                 return Err(ViewError::Scope(format!("file_access: a parent of {path:?} is a file, not a folder")));
+            }
+            (Err(Errno::ACCESS | Errno::PERM), _) => {
+                return Err(ViewError::Scope(format!(
+                    "file_access: {path:?} cannot be made: the mode of a folder above it denies it"
+                )));
+            }
+            (Err(Errno::NAMETOOLONG), _) => {
+                return Err(ViewError::Scope(format!(
+                    "file_access: {path:?} has a name longer than a file system holds"
+                )));
             }
             (Err(errno), _) => {
                 return Err(ViewError::Kernel { step: format!("open {path:?} in the workspace"), errno });

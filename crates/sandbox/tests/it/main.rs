@@ -1,4 +1,5 @@
 //! The sandbox with real namespaces: see the modules.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod fuzz;
 mod stand;

@@ -12,7 +12,7 @@ use cloister_types::model::{ModelSpec, Wire};
 use cloister_types::scope::FileAccess;
 use cloister_types::{ResponseId, SessionId, WorkspacePath};
 
-fn host(folder: &Path, agent: &str) -> Host {
+pub(crate) fn host(folder: &Path, agent: &str) -> Host {
     let path = folder.join("agent");
     std::fs::write(&path, agent).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -32,7 +32,7 @@ fn ground(executable: PathBuf, agent: PathBuf, folder: &Path) -> Ground {
     }
 }
 
-fn start(session: &SessionId) -> TurnStart {
+pub(crate) fn start(session: &SessionId) -> TurnStart {
     let model = ModelSpec {
         name: "m".into(),
         wire: Wire::AnthropicMessages,
