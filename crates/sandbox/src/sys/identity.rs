@@ -1,6 +1,6 @@
 //! Ids and capabilities of the calling thread.
 
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 
 use super::check;
 
@@ -14,11 +14,22 @@ impl FsIdentity {
     /// Sets the thread's file-system ids. With a file-system uid other than 0
     /// the kernel also takes the file capabilities (such as overriding file
     /// modes) out of the thread's effective set until they are put back.
+    ///
+    /// The calls do not say whether they succeeded, so it is asked. A process
+    /// that cannot give up root's rights over files must not go on.
     pub(crate) fn assume(uid: u32, gid: u32) -> Self {
-        // SAFETY: both calls only change credentials of the calling thread
-        // and take plain integers. The group goes first: it needs rights that
-        // the change of the user takes away.
-        let (old_gid, old_uid) = unsafe { (libc::setfsgid(gid), libc::setfsuid(uid)) };
+        // SAFETY: the calls only change credentials of the calling thread and
+        // take plain integers. The group goes first: it needs rights that the
+        // change of the user takes away. No user is called -1: with it, nothing
+        // changes, and the present one is returned.
+        let (old_gid, old_uid, now) = unsafe {
+            let old = (libc::setfsgid(gid), libc::setfsuid(uid));
+            (old.0, old.1, (libc::setfsuid(u32::MAX).cast_unsigned(), libc::setfsgid(u32::MAX).cast_unsigned()))
+        };
+        if now != (uid, gid) {
+            eprintln!("cloister: the kernel does not let a thread act as user {uid} on files");
+            std::process::abort();
+        }
         Self { uid: old_uid.cast_unsigned(), gid: old_gid.cast_unsigned() }
     }
 }
@@ -104,8 +115,11 @@ pub(crate) fn drop_bounding_set() -> Result<()> {
     unsafe {
         check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0).into())?;
         for capability in 0..64 {
-            if libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) < 0 {
-                break;
+            match check(libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0).into()) {
+                // The kernel knows no more of them.
+                Err(Errno::INVAL) => break,
+                Err(errno) => return Err(errno),
+                Ok(_) => {}
             }
             check(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0).into())?;
         }

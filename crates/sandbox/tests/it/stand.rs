@@ -20,7 +20,7 @@ pub(crate) fn host(folder: &Path, agent: &str) -> Host {
     Host::start(ground(executable, path, folder)).unwrap()
 }
 
-fn ground(executable: PathBuf, agent: PathBuf, folder: &Path) -> Ground {
+pub(crate) fn ground(executable: PathBuf, agent: PathBuf, folder: &Path) -> Ground {
     Ground {
         executable,
         agent,
