@@ -115,6 +115,54 @@ def slab():
     return sum(int(re.search(name + r":\s+(\d+)", text).group(1)) for name in ("Slab", "KernelStack", "PageTables", "Percpu"))
 
 
+# What a session does that wants everything: processes, memory, processors, the
+# disk, output, descriptors, connections.
+NOISE = """
+python3 - <<'X' &
+import os
+while True:
+    try:
+        x = bytearray(40 << 20)
+        if os.fork() == 0:
+            while True: pass
+    except OSError:
+        pass
+X
+(while :; do head -c 100000000 /dev/zero > .sessions/$(ls .sessions)/big; done) &
+(while :; do python3 -c 'x = bytearray(3 << 30)'; done) > /dev/null 2>&1 &
+(while :; do ls -R /usr > /dev/null; done) &
+sleep 300
+"""
+
+
+def neighbours():
+    """p50 and p99 of a quiet session's steps, alone and beside a noisy one."""
+    server = Server("[sandbox]\nmemory_bytes = 500000000\nprocesses = 200\ncpus = 1.0\n")
+    quiet = server.call("POST", "/v1/sessions", {})["id"]
+    lines = [{"tool": "bash", "input": {"command": "date +%s.%N"}} for _ in range(20)]
+
+    def steps(rounds):
+        found = []
+        for _ in range(rounds):
+            before = time.time()
+            for arrival, name, _ in server.turn(quiet, lines):
+                if name == "tool_result":
+                    found.append((arrival - before) * 1000)
+                    before = arrival
+        return quantiles(found)
+
+    steps(2)
+    alone = steps(20)
+    noisy = server.call("POST", "/v1/sessions", {})["id"]
+    noise = server.turn(noisy, [{"tool": "bash", "input": {"command": NOISE, "timeout": 300}}])
+    next(noise)
+    time.sleep(3)
+    beside = steps(20)
+    server.call("DELETE", f"/v1/sessions/{noisy}")
+    server.stop()
+    return alone, beside
+
+
 def main():
     server = Server()
     time.sleep(0.5)
@@ -169,6 +217,7 @@ def main():
         ready.append(again.ready_after)
         again.stop()
 
+    alone, beside = neighbours()
     print("\n| ms | p50 | p99 |\n|---|---|---|")
     row("create a session (scope of two paths, sandbox started), over HTTP", create)
     a = row("create a session to first event", first)
@@ -181,9 +230,14 @@ def main():
     row("bash -c date, plain, for comparison", spawned)
     row("tool's end to its event at the client", lag)
     print(f"\n* create to first event is {a / b:.1f} times one bwrap, {a / c:.1f} times a plain process" if with_bwrap else "")
+    print(f"* a quiet session's step, p50/p99: alone {alone[0]:.1f}/{alone[1]:.1f} ms, beside one at its limits {beside[0]:.1f}/{beside[1]:.1f} ms: p99 {beside[1] / alone[1]:.1f}x (goal 2)")
     print(f"* server ready after {statistics.median(ready) * 1000:.0f} ms (median of 5)")
     print(f"* idle server, all roles: {idle / 1024:.1f} MiB (proportional set size)")
     print(f"* a live idle session: {user_each:.0f} KiB of processes, {kernel_each:.0f} KiB of kernel memory; asleep: no process")
 
 
-main()
+if len(sys.argv) > 2:
+    alone, beside = neighbours()
+    print(alone, beside, beside[1] / alone[1])
+else:
+    main()

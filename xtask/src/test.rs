@@ -12,7 +12,8 @@ use crate::{docs, leftovers, tidy};
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
 /// finds processes; `faketime` sets clocks; `busybox-static` makes an image;
 /// `strace` injects faults; the others make and mount disks.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 11] = [
+    "btrfs-progs",
     "busybox-static",
     "e2fsprogs",
     "faketime",

@@ -85,6 +85,7 @@ impl Cgroups {
             memory: by("memory", MEMORY_FALLBACK),
             cpu: by("cpu", "none"),
             pids: by("pids", PIDS_FALLBACK),
+            disk: "accounting".to_owned(),
             landlock_abi: 0,
         }
     }

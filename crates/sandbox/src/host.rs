@@ -32,7 +32,7 @@ use crate::files::{View, remove_tree};
 use crate::identity::Identity;
 use crate::measure;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
-use crate::quota::{Allowance, Full, Meter};
+use crate::quota::{Allowance, Full, Meter, storage};
 use crate::run::RunFolder;
 use crate::survive::survivors;
 pub use crate::survive::{Left, Standing};
@@ -162,12 +162,13 @@ impl Host {
     pub fn start(ground: Ground) -> Result<Self, HostError> {
         let Ground { executable, agent, workspace, run, image, limits, allowance } = ground;
         let identity = Identity::current();
-        std::fs::create_dir_all(&workspace)?;
+        storage::make(&workspace)?;
+        let quota = storage::limit(&workspace, allowance)?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&run)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(&workspace, flags, Mode::empty())?;
         identity.own(&handle)?;
-        let setup = Setup { workspace, agent, image, limits, allowance };
+        let setup = Setup { workspace, agent, image, limits, allowance, quota };
         let state = Mutex::default();
         let reserving = Mutex::default();
         let host = Self { executable, setup, identity, workspace: handle, run, state, reserving };

@@ -38,6 +38,8 @@ pub(crate) struct Setup {
     pub(crate) limits: Limits,
     /// What all of them may keep in the workspace.
     pub(crate) allowance: Allowance,
+    /// The workspace's file system keeps to it by itself.
+    pub(crate) quota: bool,
 }
 
 /// Its answer.

@@ -133,7 +133,11 @@ impl Spawner {
         match Self::prepare(identity, setup) {
             Ok(Granted { workspace, base, children, office, meter }) => {
                 let slots = Slots::new(own_users(&workspace, identity));
-                let terms = Terms { owner: identity, limits: setup.limits, enforced: cgroups.enforced(identity) };
+                let mut enforced = cgroups.enforced(identity);
+                if setup.quota {
+                    enforced.disk = "quota".into();
+                }
+                let terms = Terms { owner: identity, limits: setup.limits, enforced };
                 let seen = Seen::default();
                 let (spares, started, given) = (Spares::default(), HashMap::new(), HashMap::new());
                 let spawner = Self {

@@ -394,6 +394,10 @@ pub struct Enforced {
     pub cpu: String,
     /// What limits processes: `cgroup-v1`, `cgroup-v2` or `rlimit-per-namespace`.
     pub pids: String,
+    /// What limits the workspace: the file system's own `quota`, and beside it
+    /// as everywhere, `accounting`.
+    #[serde(default)]
+    pub disk: String,
     /// Landlock's ABI version in force, 0 if the kernel has none.
     pub landlock_abi: u32,
 }

@@ -34,6 +34,19 @@ impl SmallDisk {
         Some(Self::mounted(folder))
     }
 
+    /// Makes and mounts a btrfs, where root and the kernel can.
+    pub(crate) fn mount_btrfs(mebibytes: u64) -> Option<Self> {
+        if !is_root() || !std::fs::read_to_string("/proc/filesystems").unwrap_or_default().contains("btrfs") {
+            eprintln!("SKIPPED: only root can mount a file system, and the kernel must know btrfs");
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("disk-").tempdir().unwrap();
+        let image = folder.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        run("mkfs.btrfs", &["-q".as_ref(), image.as_ref()]);
+        Some(Self::mounted(folder))
+    }
+
     fn mounted(folder: tempfile::TempDir) -> Self {
         let at = folder.path().join("testkit-disk");
         std::fs::create_dir(&at).unwrap();

@@ -161,3 +161,29 @@ async fn a_tool_that_runs_out_of_memory_or_processes_is_told_so() {
     let (said, _) = stack.bash(&session, "exec head -c 2000000 /dev/zero > large").await;
     assert!(said.contains("largest size"), "{said}");
 }
+
+#[tokio::test]
+async fn a_file_system_with_quotas_keeps_to_the_limit_itself() {
+    let Some(disk) = crate::disk::SmallDisk::mount_btrfs(400) else { return };
+    let config = "[workspace]\nbytes = 20000000\n";
+    let folder = disk.folder();
+    std::fs::write(folder.path().join("config.toml"), config).unwrap();
+    let stack = Stack::on(folder, Options { config: Some(config.into()), ..Options::default() }).await;
+    let session = stack.session().await;
+    assert_eq!(stack.bash(&session, "echo on > f; cat f").await.0, "on\n");
+    let record = stack.client.session(&session).await.unwrap();
+    assert_eq!(record.sandbox.unwrap().disk, "quota");
+    let (said, failed) = stack.bash(&session, "head -c 40000000 /dev/urandom > big; sync big; ls -l big").await;
+    assert!(failed || said.contains("quota exceeded"), "{said}");
+    assert!(said.contains("quota exceeded") || said.contains("the workspace holds"), "{said}");
+    let size = std::fs::metadata(stack.workspace().join("big")).unwrap().len();
+    assert!(size < 21_000_000, "{size}");
+    assert_eq!(put(&stack, &session, "more", 5_000_000).await, (413, "quota_exceeded".into()));
+    stack.bash(&session, "rm big; sync .").await;
+    let tried = Instant::now();
+    while put(&stack, &session, "more", 5_000_000).await.0 != 201 {
+        assert!(tried.elapsed() < Duration::from_secs(20), "room does not come back");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    drop(stack);
+}

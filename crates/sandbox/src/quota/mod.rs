@@ -11,6 +11,7 @@
 
 mod gauge;
 pub(crate) mod meter;
+pub(crate) mod storage;
 mod usage;
 
 use std::os::fd::OwnedFd;

@@ -2,11 +2,13 @@
 //! project is in this folder.
 #![allow(unsafe_code)]
 
+mod btrfs;
 mod identity;
 mod mount;
 mod process;
 mod seccomp;
 
+pub(crate) use btrfs::{create_subvolume, limit_subvolume};
 pub(crate) use identity::{
     CAP_DAC_READ_SEARCH, CAP_KILL, FsIdentity, become_inside, drop_bounding_set, drop_capabilities,
     keep_only_capability,
