@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server", &["types", "store", "session", "api", "egress", "scripted"]),
     ("cli", &["types", "client", "server"]),
     ("testkit", &["types", "client"]),
-    ("bench", &["types", "store", "client"]),
+    ("bench", &["types", "store", "sandbox", "client"]),
     ("xtask", &[]),
 ];
 
