@@ -1,8 +1,10 @@
 //! PID 1 of a sandbox: starts the agent when told to, reaps what dies, and
 //! ends, and with it everything inside, when its supervisor is gone.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -45,6 +47,8 @@ pub(crate) enum FromInit {
     Quelled {
         /// Processes.
         count: u32,
+        /// Some of them were seen to write.
+        wrote: bool,
     },
 }
 
@@ -52,8 +56,8 @@ const AGENT: &CStr = c"/opt/sandbox/bin/cloister-agent";
 /// What starts it in an image, and with which libraries.
 const LOADER: &CStr = c"/opt/sandbox/lib/loader";
 const LIBRARIES: &CStr = c"/opt/sandbox/lib";
-/// Bytes after which a process counts as one that writes.
-const WRITER: u64 = 1 << 20;
+/// How long tools are watched for writing.
+const WATCH: Duration = Duration::from_millis(50);
 
 /// The whole environment of agent and tools: fixed, nothing inherited.
 /// Pagers, prompts and progress bars only confuse a program.
@@ -116,28 +120,50 @@ fn sweep(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
     }
 }
 
-/// Stops everything, so that nothing grows meanwhile, ends those that write,
-/// and lets the rest go on.
+/// Ends the tools that write while they are watched, with what started them; or
+/// all. The rest goes on.
 fn end_tools(control: &OwnedFd, agents: &[(Pid, u64)], all: bool) {
+    let spared = |pid: Pid| pid.is_init() || agents.iter().any(|(agent, _)| *agent == pid);
+    let before = written();
+    std::thread::sleep(WATCH);
+    // From here on nothing grows, and nothing gets away.
     let _ = sys::signal_all_others(libc::SIGSTOP);
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let tools = processes
-        .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
-        .filter(|pid| !pid.is_init() && !agents.iter().any(|(agent, _)| agent == pid));
-    let writers = tools.filter(|pid| all || has_written(*pid));
-    let count = writers.filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count();
-    let said = protocol::send(control, &FromInit::Quelled { count: u32::try_from(count).unwrap_or(u32::MAX) }, &[]);
+    let (mut ended, mut wrote) = (HashSet::new(), false);
+    for (pid, bytes) in written() {
+        let grown = bytes.saturating_sub(before.get(&pid).copied().unwrap_or(0));
+        wrote |= grown > 0 && !spared(pid);
+        if all || grown > 0 {
+            // Whoever has others write for it is ended as well.
+            let mut at = Some(pid);
+            while let Some(pid) = at.filter(|pid| !spared(*pid) && ended.insert(*pid)) {
+                at = parent(pid);
+            }
+        }
+    }
+    let count = ended.into_iter().filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count();
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    let said = protocol::send(control, &FromInit::Quelled { count, wrote }, &[]);
     let _ = sys::signal_all_others(libc::SIGCONT);
     if said.is_err() {
         std::process::exit(0);
     }
 }
 
-/// Has this process, or have children that it has collected, written to a disk?
-fn has_written(pid: Pid) -> bool {
-    let Ok(account) = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())) else { return true };
-    let written = account.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse::<u64>().ok());
-    written.is_none_or(|written| written >= WRITER)
+/// What each process has written to disks, with the children that it has
+/// collected, in bytes; the most there is for one that does not say.
+fn written() -> HashMap<Pid, u64> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+    let bytes = |pid: Pid| {
+        let account = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).ok()?;
+        account.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
+    };
+    pids.map(|pid| (pid, bytes(pid).unwrap_or(u64::MAX))).collect()
+}
+
+fn parent(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    Pid::from_raw(stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?)
 }
 
 fn collect(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>, options: WaitOptions) {

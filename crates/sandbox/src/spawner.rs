@@ -319,12 +319,13 @@ impl Spawner {
     fn reap(&mut self) -> bool {
         let (mut drained, mut meter_ended) = ([0; 1024], false);
         while matches!(rustix::io::read(&self.children, &mut drained), Ok(1..)) {}
-        while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             // It removed its groups itself, unless it was killed.
             if let Some(groups) = self.started.remove(&pid) {
                 groups.remove();
             }
-            if let Some(spare) = self.given.remove(&pid) {
+            // One that was killed may have left its init behind for a moment.
+            if let Some(spare) = self.given.remove(&pid).filter(|_| status.exit_status() == Some(0)) {
                 self.slots.give_back(spare.slot());
             }
             meter_ended |= self.office.is(pid);

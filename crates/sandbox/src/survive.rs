@@ -19,7 +19,7 @@ const SIDE_BY_SIDE: usize = 32;
 #[derive(Debug)]
 pub enum Left {
     /// It is at work and answers to us now.
-    Standing(Standing),
+    Standing(Box<Standing>),
     /// It is gone, with every process in it; its spools may hold what the log
     /// does not.
     Gone {
@@ -96,7 +96,7 @@ fn look_after(folder: &RunFolder, boot: &str) -> Left {
     if about.version == VERSION
         && let Ok(standing) = adopt(folder, &about)
     {
-        return Left::Standing(standing);
+        return Left::Standing(Box::new(standing));
     }
     // It does not answer. Before anybody else works on its turn, it must be
     // gone for certain: it, and everything inside with its first process.

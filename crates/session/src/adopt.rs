@@ -35,6 +35,7 @@ impl Sessions {
         for left in left {
             match left {
                 Left::Standing(standing) => {
+                    let standing = *standing;
                     remains.entry(standing.session.clone()).or_default().standing.push(standing);
                 }
                 Left::Gone { session: Some(session), folder } => remains.entry(session).or_default().gone.push(folder),

@@ -2,7 +2,7 @@
 
 use cloister_sandbox::files::FileError;
 use cloister_sandbox::host::HostError;
-use cloister_sandbox::quota::Full;
+use cloister_sandbox::quota::{Full, NoRoom};
 use cloister_store::StoreError;
 use cloister_types::ErrorCode;
 use cloister_types::link::Outcome;
@@ -124,6 +124,18 @@ impl From<Full> for SessionError {
             Full::Disk { .. } => ErrorCode::StorageFull,
         };
         Self::new(code, full.to_string())
+    }
+}
+
+impl From<NoRoom> for SessionError {
+    fn from(error: NoRoom) -> Self {
+        match error {
+            NoRoom::Full(full) => full.into(),
+            NoRoom::Gone(error) => {
+                tracing::error!(%error, "meter");
+                Self::new(ErrorCode::Unavailable, "the workspace's account does not answer; try again")
+            }
+        }
     }
 }
 

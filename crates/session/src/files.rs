@@ -4,16 +4,15 @@ use std::sync::Arc;
 
 use cloister_sandbox::files::{self, Condition, Found, View, Written};
 use cloister_sandbox::host::Host;
+use cloister_sandbox::quota::Grant;
 use cloister_types::scope::CONTEXT;
 use cloister_types::wire::FileType;
 use cloister_types::{ErrorCode, SessionId, WorkspacePath};
 
 use crate::SessionError;
 use crate::file_threads::FileThreads;
+use crate::live::blocking;
 use crate::registry::Sessions;
-
-/// Bytes for which room is asked at a time if nobody says how many will come.
-const PIECE: u64 = 8 << 20;
 
 /// A session's files, as its agent sees them.
 pub struct Files {
@@ -25,11 +24,9 @@ pub struct Files {
 /// An upload under way.
 pub struct Upload {
     view: Arc<View>,
-    host: Arc<Host>,
     threads: Arc<FileThreads>,
+    grant: Grant,
     inner: files::Upload,
-    /// Bytes that there is room for in the workspace.
-    reserved: u64,
     written: u64,
     /// Bytes that `.pokee` may still take, if that is where this goes.
     pub room: Option<u64>,
@@ -82,13 +79,15 @@ impl Files {
         condition: Condition,
         announced: Option<u64>,
     ) -> Result<Upload, SessionError> {
-        let (view, host, threads) = (self.view.clone(), self.host.clone(), self.threads.clone());
+        // On an ordinary thread: it may have to start a spawner. And before
+        // any folder is made on the way.
+        let host = self.host.clone();
+        let grant = blocking(move || Ok::<_, SessionError>(host.room_for(announced.unwrap_or(0))??)).await?;
+        let (view, threads) = (self.view.clone(), self.threads.clone());
         let run = move || {
             let inner = view.upload(&path, condition)?;
             let room = context_room(&view, &path)?;
-            let reserved = announced.unwrap_or(PIECE);
-            host.reserve(reserved)??;
-            Ok::<_, SessionError>(Upload { view, host, threads, inner, reserved, written: 0, room })
+            Ok::<_, SessionError>(Upload { view, threads, grant, inner, written: 0, room })
         };
         self.threads.run(run).await
     }
@@ -122,11 +121,7 @@ impl Upload {
         let threads = self.threads.clone();
         let run = move || {
             self.written += bytes.as_ref().len() as u64;
-            if self.written > self.reserved {
-                let more = (self.written - self.reserved).max(PIECE);
-                self.host.reserve(more)??;
-                self.reserved += more;
-            }
+            self.grant.cover(self.written)?;
             std::io::Write::write_all(&mut self.inner.file, bytes.as_ref())
                 .map_err(|error| SessionError::from(files::FileError::from(error)))?;
             Ok::<_, SessionError>(self)
@@ -139,8 +134,13 @@ impl Upload {
     /// # Errors
     /// `precondition_failed`, or by the access matrix.
     pub async fn commit(self) -> Result<Written, SessionError> {
-        let Self { view, inner, threads, .. } = self;
-        threads.run(move || view.commit(inner)).await
+        let Self { view, inner, threads, grant, .. } = self;
+        let run = move || {
+            let written = view.commit(inner)?;
+            grant.keep();
+            Ok::<_, SessionError>(written)
+        };
+        threads.run(run).await
     }
 
     /// The error for more bytes than may come.

@@ -13,7 +13,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 
 use super::capture::{Capture, FLOOD};
-use super::terminal::Terminal;
+use super::terminal::{self, Terminal};
 use super::{Output, WORKSPACE};
 use crate::history::Call;
 
@@ -56,6 +56,12 @@ pub(super) async fn run(call: &Call, id: &str, scratch: &Path, cancel: &mut watc
     }
     if !input.pty && !input.input.is_empty() {
         return Output::error("Bad arguments for bash: input needs pty.");
+    }
+    if terminal::is_too_long(&input.input) {
+        return Output::error(format!(
+            "Bad arguments for bash: a terminal takes lines of at most {} bytes.",
+            terminal::LINE
+        ));
     }
     match execute(&input, seconds.min(MAX_TIMEOUT), id, scratch, cancel).await {
         Ok(output) => output,

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use tokio::sync::mpsc;
@@ -23,6 +22,8 @@ const LIBRARIES: &str = "/opt/sandbox/lib";
 pub(crate) const LEAD: &str = "lead-terminal";
 /// What programs find; wide enough for tables.
 const SIZE: Winsize = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+/// Longest line that a terminal takes (`N_TTY_BUF_SIZE` of the kernel, less its end).
+pub(super) const LINE: usize = 4095;
 /// What a person types to end the input.
 const END_OF_INPUT: u8 = 4;
 
@@ -48,7 +49,7 @@ impl Terminal {
         // Lines end as everywhere else in results.
         modes.output_modes -= OutputModes::ONLCR;
         tcsetattr(&theirs, OptionalActions::Now, &modes)?;
-        type_in(&ours, input)?;
+        type_in(ours.clone(), input);
         let mut leader = own_program();
         leader.args([LEAD, shell(), "-c", command]).env("TERM", "xterm-256color");
         let stdio = || theirs.try_clone().map(Stdio::from);
@@ -82,15 +83,24 @@ fn own_program() -> Command {
     program
 }
 
-/// More than the line discipline holds is cut off, as when one types faster
-/// than a program reads.
-fn type_in(terminal: &OwnedFd, input: &str) -> std::io::Result<()> {
-    let text = [input.as_bytes(), &[END_OF_INPUT]].concat();
-    rustix::io::ioctl_fionbio(terminal, true)?;
-    match rustix::io::write(terminal, &text) {
-        Ok(_) | Err(Errno::AGAIN) => Ok(rustix::io::ioctl_fionbio(terminal, false)?),
-        Err(errno) => Err(errno.into()),
-    }
+/// Types while the program reads, in a thread of its own: a terminal takes no
+/// more than some kilobytes in advance. It ends with the terminal at the latest.
+fn type_in(terminal: Arc<OwnedFd>, input: &str) {
+    let mut text = input.as_bytes().to_vec();
+    // In the middle of a line, what ends the input only hands the line over.
+    let ends = if text.is_empty() || text.ends_with(b"\n") { 1 } else { 2 };
+    text.extend([END_OF_INPUT].repeat(ends));
+    std::thread::spawn(move || {
+        let mut rest = text.as_slice();
+        while let Ok(done @ 1..) = rustix::io::retry_on_intr(|| rustix::io::write(&terminal, rest)) {
+            rest = &rest[done..];
+        }
+    });
+}
+
+/// Is there a line that a terminal would cut off?
+pub(super) fn is_too_long(input: &str) -> bool {
+    input.split('\n').any(|line| line.len() > LINE)
 }
 
 /// Becomes the leader of a session on the terminal that is standard input,

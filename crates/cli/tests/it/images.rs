@@ -77,6 +77,18 @@ async fn an_image_runs_instead_of_the_host_and_each_session_changes_a_copy() {
         assert!(!report.to_string().contains("\"broken\""), "{who:?}: {report}");
         let record = stack.raw("GET", &format!("/v1/sessions/{one}"), &[], b"").await.json();
         assert!(record.to_string().contains("\"image\":true"), "{who:?}: {record}");
+        // What a tool says that every program must load, the next agent does not.
+        let seen = "touch /tmp/seen-by-$$";
+        assert_eq!(
+            said(&one, &format!("{seen}; echo /tmp/pre.so > /etc/ld.so.preload; echo x > /tmp/pre.so; echo set")).await,
+            "set\n"
+        );
+        let errors = said(&one, "echo on").await;
+        assert_eq!(errors, "on\n", "{who:?}");
+        let agent = stack.processes().sandbox(one.as_str()).map(|sandbox| sandbox.init);
+        assert!(agent.is_some(), "{who:?}: the sandbox is the same");
+        let loader = std::fs::read(format!("/proc/{}/root/opt/sandbox/lib/loader", agent.unwrap())).unwrap();
+        assert!(!loader.windows(18).any(|bytes| bytes == b"/etc/ld.so.preload"), "{who:?}");
         // A layer is memory, and ends.
         let fill = said(&one, "head -c 700000000 /dev/zero > /var/big; wc -c < /var/big").await;
         let size: u64 = fill.lines().last().unwrap().trim().parse().unwrap();

@@ -224,7 +224,7 @@ def no_setuid():
 probe("is setuid refused", no_setuid)
 probe("is sudo without gain", lambda: subprocess.run(["/usr/bin/sudo", "-n", "id", "-u"], capture_output=True).stdout.strip() != b"0" if os.path.exists("/usr/bin/sudo") else True)
 probe("denied agent memory", lambda: open("/proc/%d/mem" % AGENT, "r+b").read(1))
-probe("denied limits of init", lambda: call(302, 1, 7, 0, 0))
+probe("denied limits of init", lambda: call(302, 1, 7, ctypes.byref((ctypes.c_ulong * 2)(64, 64)), 0))
 probe("is init without a story", lambda: b"/" not in open("/proc/1/cmdline", "rb").read())
 # 41, 42
 probe("absent cgroup", lambda: os.lstat("/sys/fs/cgroup"))

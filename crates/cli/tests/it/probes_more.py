@@ -265,7 +265,7 @@ probe("is no foreign tcp socket", lambda: all(line.split()[1].split(":")[0].ends
 # 15, 18: other processes and their namespaces
 other = lambda: os.pidfd_open(SIBLING)
 for name, arguments in {"ptrace attach": (101, 16, SIBLING, 0, 0), "ptrace seize": (101, 0x4206, SIBLING, 0, 0), "process_vm_readv": (310, SIBLING, page, 1, page, 1, 0), "process_vm_writev": (311, SIBLING, page, 1, page, 1, 0), "kcmp": (312, SIBLING, SIBLING, 0, 0, 0),
-                        "prlimit": (302, SIBLING, 7, 0, page), "prlimit of the agent": (302, AGENT, 9, 0, page), "prlimit with high bits": (302, 1 | 1 << 32, 7, 0, page), "robust list of init": (274, 1, page, fd0)}.items():
+                        "prlimit": (302, SIBLING, 7, page, 0), "prlimit of the agent": (302, AGENT, 9, page, 0), "prlimit with high bits": (302, 1 | 1 << 32, 7, page, 0), "robust list of init": (274, 1, page, fd0)}.items():
     probe("denied sibling " + name, lambda a=arguments: call(*a))
 probe("denied sibling pidfd_getfd", lambda: call(438, other(), 0, 0))
 probe("denied sibling memory", lambda: open("/proc/%d/mem" % SIBLING, "r+b"))

@@ -105,6 +105,61 @@ async fn who_goes_on_filling_it_has_his_turn_ended_by_name() {
 }
 
 #[tokio::test]
+async fn who_only_waits_is_not_held_to_account_for_who_fills_it() {
+    let stack = stack(As::Root, "[workspace]\nbytes = 20000000\n").await;
+    let (filler, quiet) = (stack.session().await, stack.session().await);
+    // One that wrote once, long ago, and waits.
+    let wait = "head -c 3000000 /dev/zero > once; sync once; touch began; sleep 6; echo whole";
+    let waiting = stack.client.message(&quiet, &cloister_testkit::script(&[bash(wait)]), None).await.unwrap();
+    until("it waits", || stack.workspace().join("began").exists()).await;
+    let fill = "while :; do head -c 1000000 /dev/zero >> big; sleep 0.01; done";
+    let turn = stack.play(&filler, &vec![bash(fill); 12]).await;
+    assert_eq!(turn.events.last().unwrap().data["code"], "quota_exceeded");
+    let turn = cloister_testkit::Turn::collect(waiting).await;
+    assert_eq!(turn.of(EventKind::ToolResult)[0].data["content"], "whole\n");
+    assert_eq!(turn.end(), EventKind::MessageCompleted);
+}
+
+#[tokio::test]
+async fn uploads_under_way_have_their_room_and_give_it_back() {
+    use tokio::io::AsyncWriteExt;
+    let stack = stack(As::Root, "[workspace]\nbytes = 20000000\n").await;
+    let session = stack.session().await;
+    let address = stack.url.trim_start_matches("http://").to_owned();
+    let begin = async |name: &str| {
+        let mut socket = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let head = format!(
+            "PUT /v1/sessions/{session}/files/{name} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 15000000\r\n\r\nbegins",
+            stack.key
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket
+    };
+    let first = begin("one").await;
+    let tried = Instant::now();
+    while put(&stack, &session, "two", 15_000_000).await.0 != 413 {
+        assert!(tried.elapsed() < Duration::from_secs(5), "the first has no room of its own");
+    }
+    drop(first);
+    let tried = Instant::now();
+    while put(&stack, &session, "two", 15_000_000).await.0 != 201 {
+        assert!(tried.elapsed() < Duration::from_secs(5), "its room does not come back");
+    }
+    // Refused uploads leave no folders, and small ones of unknown length fit.
+    assert_eq!(put(&stack, &session, "deep/er/file", 15_000_000).await.0, 413);
+    assert!(!stack.workspace().join("deep").exists());
+    let chunked = stack
+        .raw(
+            "PUT",
+            &format!("/v1/sessions/{session}/files/small"),
+            &[("transfer-encoding", "chunked")],
+            b"4\r\ntiny\r\n0\r\n\r\n",
+        )
+        .await;
+    assert!(matches!(chunked.status, 201 | 400), "{}", chunked.status);
+}
+
+#[tokio::test]
 async fn a_limit_holds_without_a_server_and_with_the_next() {
     let mut stack = stack(As::Root, "[workspace]\nbytes = 20000000\n").await;
     let session = stack.session().await;

@@ -268,3 +268,28 @@ async fn a_readable_path_above_a_writable_one_that_is_made_is_there() {
         assert!(failed && out.starts_with("in\n") && out.contains("Read-only file system"), "{out}");
     }
 }
+
+#[tokio::test]
+async fn a_protected_folder_that_another_session_makes_anew_is_protected_again() {
+    for who in As::all() {
+        let stack = Stack::start_as(who).await;
+        let everything = stack.session().await;
+        stack.bash(&everything, "mkdir -p a/b; echo x > a/b/file").await;
+        let scope = json!({"file_access": {"write": ["a"], "read": ["a/b"]}});
+        let seen = stack.session_with(scope.clone()).await.id;
+        let tries = "touch a/b/x; touch a/y && echo wrote";
+        assert!(stack.bash(&seen, tries).await.0.contains("Read-only file system\nwrote"), "{who:?}");
+        // The kernel lets go of what is mounted on a folder that is removed, and
+        // ext4 gives the next one the same inode.
+        for _ in 0..5 {
+            stack.bash(&everything, "rm -rf a/b; mkdir a/b").await;
+            let later = stack.session_with(scope.clone()).await.id;
+            for session in [&seen, &later] {
+                let (said, _) = stack.bash(session, tries).await;
+                assert!(said.contains("Read-only file system\nwrote"), "{who:?}: {said}");
+                let path = format!("/v1/sessions/{session}/files/a/b/x");
+                assert_eq!(stack.raw("PUT", &path, &[], b"x").await.status, 403, "{who:?}");
+            }
+        }
+    }
+}

@@ -40,6 +40,12 @@ async fn a_program_gets_a_terminal_where_asked() {
             call("bash", json!({"command": "echo on; sleep 60", "pty": true, "timeout": 0.3})),
             pty("setsid sleep 60 & sleep 0.1; echo left"),
             call("bash", json!({"command": "cat", "input": "x"})),
+            call("bash", json!({"command": "stty -echo; wc -c", "pty": true, "input": "hello"})),
+            call(
+                "bash",
+                json!({"command": "stty -echo; sleep 0.2; wc -c", "pty": true, "input": "line of text\n".repeat(10_000)}),
+            ),
+            call("bash", json!({"command": "cat", "pty": true, "input": "x".repeat(5000)})),
             pty("seq 1 20000 | tail -1; python3 -c 'import pty; pty.spawn([\"tty\"])'"),
         ];
         // One that lets go of its terminal before it ends is not hung up on.
@@ -57,7 +63,10 @@ async fn a_program_gets_a_terminal_where_asked() {
         assert!(got[5].1 && got[5].0.starts_with("on\n") && got[5].0.contains("timed out"), "{who:?}: {:?}", got[5]);
         assert!(!got[6].1 && got[6].0.starts_with("left\n"), "{who:?}: {:?}", got[6]);
         assert!(got[7].1 && got[7].0.contains("input needs pty"), "{who:?}: {:?}", got[7]);
-        assert!(!got[8].1 && got[8].0.starts_with("20000\n/dev/pts/"), "{who:?}: {:?}", got[8]);
+        assert!(!got[8].1 && got[8].0.ends_with("5\n"), "{who:?}: {:?}", got[8]);
+        assert!(!got[9].1 && got[9].0.ends_with("130000\n"), "{who:?}: {:?}", got[9].0.len());
+        assert!(got[10].1 && got[10].0.contains("at most 4095"), "{who:?}: {:?}", got[10]);
+        assert!(!got[11].1 && got[11].0.starts_with("20000\n/dev/pts/"), "{who:?}: {:?}", got[11]);
     }
 }
 

@@ -28,15 +28,27 @@ pub(super) const NO_REQUEST: u32 = errno(libc::ENOTTY);
 
 /// Terminal requests that are refused: two push input, one loads drivers.
 const TERMINAL: [u64; 3] = [libc::TIOCSTI, libc::TIOCLINUX, libc::TIOCSETD];
-/// Kind and number of requests that are taken: terminals and plain
-/// descriptors (0x54), sockets (0x89); file attributes (`FS_IOC_GETFLAGS` and
-/// `SETFLAGS`, `FSGETXATTR` and `FSSETXATTR`), shared content (`FICLONE`,
-/// `FICLONERANGE`, `FIDEDUPERANGE`). What else a file system answers tells of
-/// the machine: the disk's id and map, other sessions' files among it.
-const KINDS: [u32; 2] = [0x5400, 0x8900];
-const REQUESTS: [u32; 7] = [0x6601, 0x6602, 0x581f, 0x5820, 0x9409, 0x940d, 0x9436];
-/// `F_SETLEASE` stops whoever else opens the file, `F_NOTIFY` watches folders.
-const FCNTL: [u32; 2] = [1024, 1026];
+/// The kind of requests of which all others are taken: terminals and plain
+/// descriptors (`FIONREAD`, `FIONBIO` and the like).
+const KIND: u32 = 0x5400;
+/// Kind and number of the rest: facts about sockets and interfaces (0x89); file
+/// attributes (`FS_IOC_GETFLAGS` and `SETFLAGS`, `FSGETXATTR` and `FSSETXATTR`),
+/// shared content (`FICLONE`, `FICLONERANGE`, `FIDEDUPERANGE`). What else a file
+/// system answers tells of the machine: the disk's id and map, other sessions'
+/// files among it; what else a socket takes loads drivers.
+const REQUESTS: [u32; 21] = [
+    0x8905, 0x8906, 0x8907, 0x8910, 0x8912, 0x8913, 0x8915, 0x8917, 0x8919, 0x891b, 0x891d, 0x8921, 0x8927, 0x8933,
+    0x6601, 0x6602, 0x581f, 0x5820, 0x9409, 0x940d, 0x9436,
+];
+/// Descriptors, flags, locks, owners of signals, pipes, seals, write hints. Not
+/// leases (`F_SETLEASE`, `F_SETDELEG`), which stop whoever else opens the file,
+/// nor `F_NOTIFY`, which watches folders.
+const FCNTL: [u32; 27] = [
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 36, 37, 38, 1025, 1027, 1030, 1031, 1032, 1033, 1034, 1035, 1036,
+    1037,
+];
+/// Of IPv4 and IPv6: streams and datagrams.
+const TYPES: [u32; 2] = [libc::SOCK_STREAM as u32, libc::SOCK_DGRAM as u32];
 /// Any, TCP, UDP: others are rare code of the kernel's, or load it.
 const PROTOCOLS: [u32; 3] = [0, libc::IPPROTO_TCP as u32, libc::IPPROTO_UDP as u32];
 const WHITEOUT: u32 = libc::RENAME_WHITEOUT;
@@ -62,6 +74,7 @@ enum To {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mark {
     Internet,
+    Protocol,
     Netlink,
     Own,
     Core,
@@ -85,15 +98,13 @@ pub(super) fn program(check: Check) -> Vec<Instruction> {
             steps.extend(TERMINAL.map(|request| Is(request as u32, refuse)));
             steps.push(And(0xffff));
             steps.extend(REQUESTS.map(|request| Is(request, allow)));
-            steps.push(And(0xff00));
-            steps.extend(KINDS.map(|kind| Is(kind, allow)));
-            steps.push(Answer(NO_REQUEST));
+            steps.extend([And(0xff00), Is(KIND, allow), Answer(NO_REQUEST)]);
             steps
         }
         Check::NoLease => {
             let mut steps = vec![Load(argument(1))];
-            steps.extend(FCNTL.map(|command| Is(command, refuse)));
-            steps.push(Answer(ALLOW));
+            steps.extend(FCNTL.map(|command| Is(command, allow)));
+            steps.push(Answer(REFUSE));
             steps
         }
         Check::NoWhiteout => vec![Load(argument(4)), HasAny(WHITEOUT, refuse), Answer(ALLOW)],
@@ -106,8 +117,11 @@ pub(super) fn program(check: Check) -> Vec<Instruction> {
                 Is(libc::AF_NETLINK as u32, To::Mark(Mark::Netlink)),
                 Answer(NO_FAMILY),
                 Here(Mark::Internet),
-                Load(argument(2)),
+                Load(argument(1)),
+                And(0xf),
             ];
+            steps.extend(TYPES.map(|kind| Is(kind, To::Mark(Mark::Protocol))));
+            steps.extend([Answer(NO_PROTOCOL), Here(Mark::Protocol), Load(argument(2))]);
             steps.extend(PROTOCOLS.map(|protocol| Is(protocol, allow)));
             steps.extend([
                 Answer(NO_PROTOCOL),
@@ -121,6 +135,16 @@ pub(super) fn program(check: Check) -> Vec<Instruction> {
         Check::UnixFamily => vec![Load(argument(0)), Is(libc::AF_UNIX as u32, allow), Answer(NO_FAMILY)],
         Check::NoCoreLimit => vec![Load(argument(0)), Is(CORE, To::Answer(PRETEND)), Answer(ALLOW)],
         Check::OwnLimits => vec![
+            // What is only read may be anybody's. A pointer has two halves.
+            Load(argument(2)),
+            Is(0, To::Mark(Mark::High)),
+            Load(argument(0)),
+            Is(0, To::Mark(Mark::Own)),
+            Answer(REFUSE),
+            Here(Mark::High),
+            Load(argument(2) + 4),
+            Is(0, allow),
+            // Low half 0, high half not: it is set after all.
             Load(argument(0)),
             Is(0, To::Mark(Mark::Own)),
             Answer(REFUSE),
@@ -129,14 +153,10 @@ pub(super) fn program(check: Check) -> Vec<Instruction> {
             Is(CORE, To::Mark(Mark::Core)),
             Answer(ALLOW),
             Here(Mark::Core),
-            // Read by anybody; set by nobody. A pointer has two halves.
-            Load(argument(2)),
-            Is(0, To::Mark(Mark::High)),
-            Answer(PRETEND),
-            Here(Mark::High),
-            Load(argument(2) + 4),
-            Is(0, allow),
-            Answer(PRETEND),
+            // Nobody could read the old one if it were said to be done.
+            Load(argument(3)),
+            Is(0, To::Answer(PRETEND)),
+            Answer(REFUSE),
         ],
     };
     assemble(&steps)

@@ -193,7 +193,9 @@ mod tests {
         assert_eq!(here(libc::SYS_setrlimit, [4, 1, 0, 0, 0, 0]), PRETEND);
         assert_eq!(here(libc::SYS_setrlimit, [7, 1, 0, 0, 0, 0]), ALLOW);
         assert_eq!(here(libc::SYS_sync, [0; 6]), PRETEND);
-        for (command, answer) in [(1, ALLOW), (1024, REFUSE), (1026, REFUSE), (1030, ALLOW)] {
+        for (command, answer) in
+            [(1, ALLOW), (38, ALLOW), (1024, REFUSE), (1026, REFUSE), (1030, ALLOW), (1040, REFUSE)]
+        {
             assert_eq!(here(libc::SYS_fcntl, [0, command, 0, 0, 0, 0]), answer);
         }
         for (flags, answer) in [(0, ALLOW), (1, ALLOW), (2, ALLOW), (4, REFUSE), (6, REFUSE)] {
@@ -211,13 +213,20 @@ mod tests {
             (0xc0c0_583b, NO_REQUEST),
             (0xc020_660b, NO_REQUEST),
             (0x1268, NO_REQUEST),
+            (0x8913, ALLOW),
+            (0x8940, NO_REQUEST),
+            (0x8982, NO_REQUEST),
+            (0x89a0, NO_REQUEST),
         ] {
             assert_eq!(here(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]), answer, "{request:x}");
         }
         for (family, answer) in [(1, ALLOW), (16, NO_FAMILY), (40, NO_FAMILY), (30, NO_FAMILY)] {
             assert_eq!(here(libc::SYS_socketpair, [family, 1, 0, 0, 0, 0]), answer);
         }
-        assert_eq!(here(libc::SYS_prlimit64, [1, 0, 0, 0, 0, 0]), REFUSE);
+        assert_eq!(here(libc::SYS_prlimit64, [1, 0, 0, 1, 0, 0]), ALLOW, "read");
+        assert_eq!(here(libc::SYS_prlimit64, [1, 0, 1, 0, 0, 0]), REFUSE);
+        assert_eq!(here(libc::SYS_prlimit64, [1, 0, 1 << 32, 0, 0, 0]), REFUSE);
+        assert_eq!(here(libc::SYS_prlimit64, [0, 4, 1, 1, 0, 0]), REFUSE, "the old one could not be told");
         assert_eq!(here(libc::SYS_ioctl, [0, libc::TCGETS, 0, 0, 0, 0]), ALLOW);
         for request in [libc::TIOCSTI, libc::TIOCLINUX, libc::TIOCSETD] {
             assert_eq!(here(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]), REFUSE);
@@ -228,6 +237,11 @@ mod tests {
         for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
             assert_eq!(socket(family, 6), ALLOW);
         }
+        for kind in [0, libc::SOCK_RAW, libc::SOCK_DCCP, libc::SOCK_SEQPACKET] {
+            assert_eq!(here(libc::SYS_socket, [libc::AF_INET as u64, kind as u64, 0, 0, 0, 0]), NO_PROTOCOL);
+        }
+        let flags = (libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+        assert_eq!(here(libc::SYS_socket, [libc::AF_INET6 as u64, flags, 0, 0, 0, 0]), ALLOW);
         for protocol in [1, 33, 132, 136, 262] {
             assert_eq!(socket(libc::AF_INET, protocol), NO_PROTOCOL);
         }

@@ -24,6 +24,7 @@ use rustix::path::DecInt;
 use crate::WORKSPACE;
 use crate::identity::Identity;
 use crate::protocol::Source;
+use crate::view::still_shows;
 
 pub use context::{MAX_CONTEXT, read_context};
 pub use list::Entry;
@@ -155,7 +156,8 @@ impl View {
     }
 
     /// Has a declared path appeared, vanished or been replaced since the view
-    /// was built? Compared by device and inode in the workspace itself.
+    /// was built? Compared by device and inode in the workspace itself; and is
+    /// it still mounted in the view?
     #[must_use]
     pub fn is_stale(&self, workspace: impl AsFd) -> bool {
         self.sources.iter().any(|source| {
@@ -167,7 +169,7 @@ impl View {
                 ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
             );
             let now = now.and_then(fstat).ok().map(|stat| (stat.st_dev, stat.st_ino));
-            now != source.identity
+            now != source.identity || !still_shows(&self.tree, source)
         })
     }
 

@@ -26,7 +26,7 @@ use crate::confine::Limits;
 use crate::doctor;
 use crate::identity::Identity;
 use crate::protocol::{self, Greeting, Request, Setup};
-use crate::quota::{Allowance, Meter, storage};
+use crate::quota::{Allowance, Asker, Meter, storage};
 pub use crate::survive::{Left, Standing};
 
 /// How long a launch or a view may take before it is given up.
@@ -99,7 +99,6 @@ pub struct Host {
     workspace: OwnedFd,
     run: PathBuf,
     state: Mutex<State>,
-    reserving: Mutex<()>,
 }
 
 /// The present spawner, if there is one, and how many there have been.
@@ -115,7 +114,7 @@ struct State {
 struct Running {
     control: OwnedFd,
     child: Child,
-    meter: Arc<Meter>,
+    meter: Arc<Asker>,
 }
 
 impl State {
@@ -124,7 +123,7 @@ impl State {
             let mut control = [PollFd::new(&running.control, PollFlags::empty())];
             let _ = poll(&mut control, Some(&Timespec::default()));
             let hung_up = control[0].revents().contains(PollFlags::HUP);
-            !hung_up && matches!(running.child.try_wait(), Ok(None))
+            !hung_up && running.meter.is_well() && matches!(running.child.try_wait(), Ok(None))
         })
     }
 }
@@ -147,8 +146,7 @@ impl Host {
         identity.own(&handle)?;
         let setup = Setup { workspace, agent, image, limits, allowance, quota };
         let state = Mutex::default();
-        let reserving = Mutex::default();
-        let host = Self { executable, setup, identity, workspace: handle, run, state, reserving };
+        let host = Self { executable, setup, identity, workspace: handle, run, state };
         let first = host.ensure(&mut host.lock());
         match first {
             Ok(()) | Err(HostError::Refused { .. }) => Ok(host),
@@ -192,7 +190,9 @@ impl Host {
         let greeted = protocol::send(&control, &self.setup, &[]).and_then(|()| protocol::receive::<Greeting>(&control));
         match greeted {
             Ok(Some((Greeting::Ready, mut fds))) if fds.len() == 1 => {
-                let meter = Arc::new(Meter(fds.remove(0)));
+                let meter = fds.remove(0);
+                rustix::net::sockopt::set_socket_timeout(&meter, rustix::net::sockopt::Timeout::Recv, patience)?;
+                let meter = Arc::new(Asker::new(Meter(meter)));
                 Ok(Running { control, child, meter })
             }
             Ok(Some((Greeting::Failed(message), _))) => {

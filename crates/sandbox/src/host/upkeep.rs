@@ -1,7 +1,5 @@
 //! What the server does in the workspace and about sandboxes by itself.
 
-use std::sync::PoisonError;
-
 use cloister_types::SessionId;
 use cloister_types::scope::SESSIONS;
 use cloister_types::wire::Measured;
@@ -10,7 +8,7 @@ use super::{Host, HostError};
 use crate::files::{View, remove_tree};
 use crate::identity::Identity;
 use crate::measure;
-use crate::quota::Full;
+use crate::quota::{Grant, NoRoom};
 use crate::run::RunFolder;
 use crate::survive::{Left, survivors};
 
@@ -21,21 +19,18 @@ impl Host {
         self.identity
     }
 
-    /// Asks for room in the workspace for one file of so many bytes, or for so
-    /// many more of it.
+    /// Asks for room in the workspace for one file of so many bytes.
     ///
     /// # Errors
     /// The spawner is gone; or, inside, why there is no room.
-    pub fn reserve(&self, bytes: u64) -> Result<Result<(), Full>, HostError> {
-        let meter = {
+    pub fn room_for(&self, bytes: u64) -> Result<Result<Grant, NoRoom>, HostError> {
+        let asker = {
             let mut state = self.lock();
             self.ensure(&mut state)?;
             state.running.as_ref().map(|running| running.meter.clone())
         };
-        let meter = meter.ok_or_else(|| std::io::Error::other("it was stopped"))?;
-        // One question at a time, or answers would be mixed up.
-        let _turn = self.reserving.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(meter.reserve(bytes)?)
+        let asker = asker.ok_or_else(|| std::io::Error::other("it was stopped"))?;
+        Ok(Grant::ask(asker, bytes))
     }
 
     /// What earlier servers have left, looked after: whoever is at work is

@@ -5,6 +5,7 @@
 //! is there now, unless others free space on the same disk meanwhile. For
 //! their sake it is counted now and then anyway.
 
+use std::mem::Discriminant;
 use std::time::{Duration, Instant};
 
 use super::{Allowance, Amount, Full};
@@ -25,45 +26,62 @@ struct Count {
     took: Duration,
 }
 
+/// What the busy were told.
+#[derive(Clone, Copy)]
+struct Told {
+    /// By what it was full, in words that only tell kinds apart.
+    kind: Discriminant<Full>,
+    /// How much there was, in the terms of that kind.
+    level: Amount,
+    /// How often in a row nobody was seen to write when they were told.
+    stage: u32,
+    /// Somebody was, since.
+    found: bool,
+}
+
 pub(super) struct Gauge {
     allowance: Allowance,
     counted: Option<Count>,
-    /// Granted since the last count.
-    granted: Amount,
-    /// What there was when the busy were last told, if it is full.
-    told: Option<Amount>,
+    /// Granted to uploads that are under way: it has no name yet, so no count
+    /// finds it.
+    live: Amount,
+    /// Uploads that have come to their end since the last count.
+    settled: Amount,
+    /// If it is full.
+    told: Option<Told>,
 }
 
 impl Gauge {
     pub(super) fn new(allowance: Allowance) -> Self {
-        Self { allowance, counted: None, granted: Amount::default(), told: None }
+        let (live, settled) = (Amount::default(), Amount::default());
+        Self { allowance, counted: None, live, settled, told: None }
     }
 
     /// Takes a count.
     pub(super) fn counted(&mut self, used: Amount, free: Amount, ended: Instant, took: Duration) {
         self.counted = Some(Count { used, free, ended, took });
-        self.granted = Amount::default();
+        self.settled = Amount::default();
     }
 
     /// The most that can be there by what is known, with the disk as it is.
     fn most(&self, free: Amount) -> Option<Amount> {
         let Count { used, free: then, .. } = self.counted.as_ref()?;
         let (bytes, files) = (then.bytes.saturating_sub(free.bytes), then.files.saturating_sub(free.files));
-        Some(Amount {
-            bytes: used.bytes.saturating_add(bytes.max(self.granted.bytes)),
-            files: used.files.saturating_add(files.max(self.granted.files)),
-        })
+        let granted = self.settled.plus(self.live);
+        Some(used.plus(Amount { bytes: bytes.max(granted.bytes), files: files.max(granted.files) }))
     }
 
     /// Is it time to count, with programs at work?
     pub(super) fn is_due(&self, free: Amount, now: Instant) -> bool {
         let (Some(count), Some(most)) = (&self.counted, self.most(free)) else { return true };
         let since = now.saturating_duration_since(count.ended);
-        if since < count.took * SHARE && most != count.used {
-            // Even now: a full disk cannot wait for a slow count.
-            return self.over(most).is_some() && since >= count.took;
-        }
-        since >= BACKSTOP.max(count.took * SHARE) || (self.over(most).is_some() && most != count.used)
+        let rested = count.took * SHARE;
+        // What was full is looked at again when it has grown: that it is full
+        // is no reason by itself.
+        let may_be_full = self.over(most).is_some();
+        let news = if self.over(count.used).is_some() { most.exceeds(count.used.plus(STEP)) } else { may_be_full };
+        // A disk that fills up cannot wait for a slow count to have rested.
+        (news && since >= count.took) || since >= BACKSTOP.max(rested)
     }
 
     fn over(&self, used: Amount) -> Option<Full> {
@@ -80,57 +98,69 @@ impl Gauge {
         (free < kept).then_some(Full::Disk { free, kept })
     }
 
-    /// Does one more file of so many bytes fit, as far as is known? `None`:
-    /// only a count can tell.
-    pub(super) fn fits(&self, bytes: u64, free: Amount) -> Option<bool> {
+    /// Does so much more fit, as far as is known? `None`: only a count can tell.
+    pub(super) fn fits(&self, more: Amount, free: Amount) -> Option<bool> {
         let most = self.most(free)?;
-        let then = Amount { bytes: most.bytes.saturating_add(bytes), files: most.files.saturating_add(1) };
-        match self.over(then) {
+        let sure = self.counted.as_ref()?.used.plus(self.live);
+        match self.over(most.plus(more)) {
             None => Some(true),
-            Some(_) if self.counted.as_ref().is_some_and(|count| count.used == most) => Some(false),
+            Some(_) if self.over(sure.plus(more)).is_some() && self.settled == Amount::default() => Some(false),
             Some(_) => None,
         }
     }
 
-    /// Notes that so much was granted.
-    pub(super) fn grant(&mut self, bytes: u64) {
-        self.granted.bytes = self.granted.bytes.saturating_add(bytes);
-        self.granted.files = self.granted.files.saturating_add(1);
+    /// Grants so much to an upload.
+    pub(super) fn grant(&mut self, more: Amount) {
+        self.live = self.live.plus(more);
     }
 
-    /// Why a file of so many bytes does not fit.
-    pub(super) fn refusal(&self, bytes: u64) -> Option<Full> {
-        let used = self.counted.as_ref()?.used;
-        let then = Amount { bytes: used.bytes.saturating_add(bytes), files: used.files.saturating_add(1) };
-        Some(match self.over(then)? {
-            Full::Bytes { limit, .. } => Full::Bytes { used: used.bytes, limit },
-            Full::Files { limit, .. } => Full::Files { used: used.files, limit },
-            disk @ Full::Disk { .. } => disk,
-        })
+    /// An upload has come to its end, kept or not.
+    pub(super) fn settle(&mut self, granted: Amount, kept: bool) {
+        self.live = self.live.minus(granted);
+        if kept {
+            self.settled = self.settled.plus(granted);
+        }
     }
 
-    /// What the busy must be told now, if anything: that it is full, and
-    /// whether it has grown although they were told.
-    pub(super) fn news(&mut self, disk: Option<Full>, free: u64) -> Option<(Full, bool)> {
+    /// Why so much more does not fit: what there is, uploads under way included.
+    pub(super) fn refusal(&self, more: Amount) -> Option<Full> {
+        let used = self.counted.as_ref()?.used.plus(self.live);
+        let Allowance { bytes, files, .. } = self.allowance;
+        match self.over(used.plus(more))? {
+            Full::Files { .. } => Some(Full::Files { used: used.files, limit: files }),
+            _ => Some(Full::Bytes { used: used.bytes, limit: bytes }),
+        }
+    }
+
+    /// Among those who were told, somebody was seen to write, or not.
+    pub(super) fn found(&mut self, wrote: bool) {
+        if let Some(told) = &mut self.told {
+            told.found |= wrote;
+        }
+    }
+
+    /// What the busy must be told now, if anything: that it is full, and how
+    /// often in a row nobody was seen to write and it has grown all the same.
+    pub(super) fn news(&mut self, disk: Option<Full>, free: u64) -> Option<(Full, u32)> {
         let used = self.counted.as_ref()?.used;
         let Some(why) = disk.or_else(|| self.over(used)) else {
             self.told = None;
             return None;
         };
+        let kind = std::mem::discriminant(&why);
         // On a full disk it does not matter whose bytes they are.
-        let now = match why {
-            Full::Disk { .. } => Amount { bytes: u64::MAX - free, files: used.files },
-            _ => used,
+        let level = match why {
+            Full::Disk { .. } => Amount { bytes: u64::MAX - free, files: 0 },
+            Full::Bytes { .. } | Full::Files { .. } => used,
         };
-        let grown =
-            |then: Amount| now.bytes >= then.bytes.saturating_add(STEP.bytes) || now.files >= then.files + STEP.files;
-        match self.told {
-            Some(then) if !grown(then) => None,
-            told => {
-                self.told = Some(now);
-                Some((why, told.is_some()))
-            }
-        }
+        let stage = match self.told.filter(|told| told.kind == kind) {
+            Some(told) if !level.exceeds(told.level.plus(STEP)) => return None,
+            Some(told) if told.found => 0,
+            Some(told) => told.stage + 1,
+            None => 0,
+        };
+        self.told = Some(Told { kind, level, stage, found: false });
+        Some((why, stage))
     }
 }
 
@@ -172,21 +202,36 @@ mod tests {
         assert!(!gauge.is_due(amount(500, 5000), now + BACKSTOP));
         assert!(gauge.is_due(amount(500, 5000), now + Duration::from_secs(40)));
         assert!(gauge.is_due(amount(400, 5000), now + Duration::from_secs(3)), "it may be full");
+        // Whoever keeps it full does not keep it counting.
+        gauge.counted(amount(120, 10), amount(500, 5000), now, Duration::from_secs(2));
+        let a_little = Amount { bytes: 500 * MB - 4096, files: 5000 };
+        assert!(!gauge.is_due(a_little, now + Duration::from_secs(3)));
+        assert!(gauge.is_due(amount(497, 5000), now + Duration::from_secs(3)), "it has grown");
     }
 
     #[test]
     fn uploads_are_granted_by_what_is_known_and_refused_only_by_a_count() {
         let now = Instant::now();
-        let mut gauge = gauge(amount(60, 10), amount(500, 5000), now);
-        assert_eq!(gauge.fits(40 * MB, amount(500, 5000)), Some(true));
-        assert_eq!(gauge.fits(41 * MB, amount(500, 5000)), Some(false));
-        gauge.grant(30 * MB);
-        assert_eq!(gauge.fits(20 * MB, amount(470, 5000)), None);
-        gauge.counted(amount(90, 11), amount(470, 5000), now, Duration::ZERO);
-        assert_eq!(gauge.fits(20 * MB, amount(470, 5000)), Some(false));
-        assert_eq!(gauge.refusal(20 * MB), Some(Full::Bytes { used: 90 * MB, limit: 100 * MB }));
-        gauge.counted(amount(1, 1000), amount(470, 5000), now, Duration::ZERO);
-        assert_eq!(gauge.refusal(1), Some(Full::Files { used: 1000, limit: 1000 }));
+        let free = amount(500, 5000);
+        let file = |megabytes| amount(megabytes, 1);
+        let mut gauge = gauge(amount(60, 10), free, now);
+        assert_eq!(gauge.fits(file(40), free), Some(true));
+        assert_eq!(gauge.fits(file(41), free), Some(false));
+        // While an upload is under way no count takes its grant back.
+        gauge.grant(file(30));
+        gauge.counted(amount(60, 10), free, now, Duration::ZERO);
+        assert_eq!(gauge.fits(file(20), free), Some(false));
+        assert_eq!(gauge.refusal(file(20)), Some(Full::Bytes { used: 90 * MB, limit: 100 * MB }));
+        // One that was given up makes room; one that was kept takes it.
+        gauge.settle(file(30), false);
+        assert_eq!(gauge.fits(file(40), free), Some(true));
+        gauge.grant(file(30));
+        gauge.settle(file(30), true);
+        assert_eq!(gauge.fits(file(20), free), None, "it may have replaced something");
+        gauge.counted(amount(65, 10), free, now, Duration::ZERO);
+        assert_eq!(gauge.fits(file(20), free), Some(true));
+        gauge.counted(amount(1, 1000), free, now, Duration::ZERO);
+        assert_eq!(gauge.refusal(file(0)), Some(Full::Files { used: 1000, limit: 1000 }));
     }
 
     #[test]
@@ -197,14 +242,28 @@ mod tests {
         assert_eq!(gauge.news(None, free), None);
         let mut count = |megabytes| {
             gauge.counted(amount(megabytes, 10), amount(500, 5000), now, Duration::ZERO);
-            gauge.news(None, free).map(|(_, again)| again)
+            gauge.news(None, free).map(|(_, stage)| stage)
         };
-        assert_eq!(count(101), Some(false));
+        assert_eq!(count(101), Some(0));
         assert_eq!(count(101), None);
-        assert_eq!(count(102), Some(true));
-        assert_eq!(count(101), None);
+        assert_eq!(count(103), Some(1));
+        assert_eq!(count(102), None);
+        assert_eq!(count(104), Some(2));
         assert_eq!(count(90), None);
-        assert_eq!(count(120), Some(false), "below in between, so it begins anew");
+        assert_eq!(count(120), Some(0), "below in between, so it begins anew");
+    }
+
+    #[test]
+    fn while_writers_are_found_nobody_else_is_suspected() {
+        let now = Instant::now();
+        let mut gauge = gauge(amount(101, 10), amount(500, 5000), now);
+        assert!(matches!(gauge.news(None, 0), Some((_, 0))));
+        for megabytes in [110, 120, 130, 140] {
+            gauge.found(megabytes < 130);
+            gauge.counted(amount(megabytes, 10), amount(500, 5000), now, Duration::ZERO);
+            let stage = gauge.news(None, 0).unwrap().1;
+            assert_eq!(stage, [0, 0, 1, 2][(megabytes as usize - 110) / 10]);
+        }
     }
 
     #[test]
@@ -213,10 +272,21 @@ mod tests {
         assert_eq!(gauge.disk(11 * MB, 1000 * MB), None);
         let full = gauge.disk(9 * MB, 1000 * MB);
         assert_eq!(full, Some(Full::Disk { free: 9 * MB, kept: 10 * MB }));
-        assert_eq!(gauge.news(full, 9 * MB), Some((full.unwrap(), false)));
+        assert_eq!(gauge.news(full, 9 * MB), Some((full.unwrap(), 0)));
         assert_eq!(gauge.news(full, 9 * MB), None);
-        assert_eq!(gauge.news(full, 7 * MB), Some((full.unwrap(), true)));
+        assert_eq!(gauge.news(full, 7 * MB), Some((full.unwrap(), 1)));
         // Of a small disk, a twentieth.
         assert_eq!(gauge.disk(9 * MB, 100 * MB), None);
+    }
+
+    #[test]
+    fn a_full_disk_does_not_make_the_limit_forgotten() {
+        let now = Instant::now();
+        let mut gauge = gauge(amount(120, 1), amount(500, 5000), now);
+        let full = gauge.disk(9 * MB, 1000 * MB);
+        assert!(gauge.news(full, 9 * MB).is_some());
+        assert!(matches!(gauge.news(None, 500 * MB), Some((Full::Bytes { .. }, 0))));
+        gauge.counted(amount(200, 1), amount(400, 5000), now, Duration::ZERO);
+        assert!(matches!(gauge.news(None, 400 * MB), Some((Full::Bytes { .. }, 1))));
     }
 }

@@ -81,6 +81,8 @@ fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
 struct Member {
     socket: OwnedFd,
     busy: bool,
+    /// Granted to its uploads under way.
+    live: Amount,
 }
 
 /// Until spawner and members are gone.
@@ -107,7 +109,7 @@ fn run(control: OwnedFd, workspace: &OwnedFd, allowance: Allowance) {
                 Some(Ok(Some((Join, fds)))) => {
                     // Nobody who does not read may hold up the others.
                     let joined = fds.into_iter().filter(|socket| rustix::io::ioctl_fionbio(socket, true).is_ok());
-                    members.extend(joined.map(|socket| Member { socket, busy: false }));
+                    members.extend(joined.map(|socket| Member { socket, busy: false, live: Amount::default() }));
                 }
                 _ => control = None,
             }
@@ -122,34 +124,42 @@ fn run(control: OwnedFd, workspace: &OwnedFd, allowance: Allowance) {
 fn hear(member: &mut Member, gauge: &mut Gauge, workspace: &OwnedFd) -> Option<()> {
     match protocol::receive::<Word>(&member.socket).ok()??.0 {
         Word::Busy(busy) => member.busy = busy,
-        Word::Reserve { bytes } => {
-            let said = match reserve(gauge, workspace, bytes) {
-                None => Said::Granted,
-                Some(why) => Said::Full { why, again: false },
+        Word::Found(wrote) => gauge.found(wrote),
+        Word::Reserve(more) => {
+            let said = match reserve(gauge, workspace, more) {
+                None => {
+                    member.live = member.live.plus(more);
+                    Said::Granted
+                }
+                Some(why) => Said::Full { why, stage: 0 },
             };
             protocol::send(&member.socket, &said, &[]).ok()?;
+        }
+        Word::Settle { granted, kept } => {
+            member.live = member.live.minus(granted);
+            gauge.settle(granted, kept);
         }
     }
     Some(())
 }
 
-/// Grants room for a file, or says why not.
-fn reserve(gauge: &mut Gauge, workspace: &OwnedFd, bytes: u64) -> Option<Full> {
+/// Grants room, or says why not.
+fn reserve(gauge: &mut Gauge, workspace: &OwnedFd, more: Amount) -> Option<Full> {
     // A workspace that cannot be looked at cannot be written either; the write
     // itself says why.
     let (free, size) = disk(workspace).ok()?;
-    if let Some(full) = gauge.disk(free.bytes.saturating_sub(bytes), size) {
+    if let Some(full) = gauge.disk(free.bytes.saturating_sub(more.bytes), size) {
         return Some(full);
     }
-    let mut fits = gauge.fits(bytes, free);
+    let mut fits = gauge.fits(more, free);
     if fits != Some(true) {
         count(gauge, workspace, free);
-        fits = gauge.fits(bytes, free);
+        fits = gauge.fits(more, free);
     }
     if fits == Some(false) {
-        return gauge.refusal(bytes);
+        return gauge.refusal(more);
     }
-    gauge.grant(bytes);
+    gauge.grant(more);
     None
 }
 
@@ -159,10 +169,10 @@ fn look(gauge: &mut Gauge, workspace: &OwnedFd, members: &mut [Member]) {
     if gauge.is_due(free, Instant::now()) {
         count(gauge, workspace, free);
     }
-    if let Some((why, again)) = gauge.news(gauge.disk(free.bytes, size), free.bytes) {
+    if let Some((why, stage)) = gauge.news(gauge.disk(free.bytes, size), free.bytes) {
         for member in members.iter().filter(|member| member.busy) {
             // One that is gone is noticed where it is heard.
-            let _ = protocol::send(&member.socket, &Said::Full { why, again }, &[]);
+            let _ = protocol::send(&member.socket, &Said::Full { why, stage }, &[]);
         }
     }
 }

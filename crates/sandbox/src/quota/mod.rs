@@ -10,11 +10,15 @@
 //! The meter belongs to the spawner and outlives the server as supervisors do.
 
 mod gauge;
+mod grant;
 pub(crate) mod meter;
 pub(crate) mod storage;
 mod usage;
 
 use std::os::fd::OwnedFd;
+
+pub(crate) use self::grant::Asker;
+pub use self::grant::{Grant, NoRoom};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +49,23 @@ impl Default for Allowance {
 pub(crate) struct Amount {
     pub(crate) bytes: u64,
     pub(crate) files: u64,
+}
+
+impl Amount {
+    fn plus(self, other: Self) -> Self {
+        let (bytes, files) = (self.bytes.saturating_add(other.bytes), self.files.saturating_add(other.files));
+        Self { bytes, files }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        let (bytes, files) = (self.bytes.saturating_sub(other.bytes), self.files.saturating_sub(other.files));
+        Self { bytes, files }
+    }
+
+    /// Is it as much in anything?
+    fn exceeds(self, other: Self) -> bool {
+        self.bytes >= other.bytes || self.files >= other.files
+    }
 }
 
 /// Why nothing more can be written.
@@ -79,10 +100,15 @@ pub enum Full {
 /// To the meter.
 #[derive(Debug, Serialize, Deserialize)]
 enum Word {
+    /// Told of a full workspace, whether any program was seen to write.
+    Found(bool),
     /// Whoever says it has programs at work that may write, or none any more.
     Busy(bool),
-    /// May a file be written that takes so many bytes more? Always answered.
-    Reserve { bytes: u64 },
+    /// May so much more be written? Always answered.
+    Reserve(Amount),
+    /// What was granted to an upload is needed no more: it is in place, or given
+    /// up.
+    Settle { granted: Amount, kept: bool },
 }
 
 /// From the meter.
@@ -90,9 +116,9 @@ enum Word {
 pub(crate) enum Said {
     /// The answer to `Reserve`.
     Granted,
-    /// The answer to `Reserve`; to the busy, that it has become so. `again`:
-    /// it has grown although they were told before.
-    Full { why: Full, again: bool },
+    /// The answer to `Reserve`; to the busy, that it has become so. `stage`: how
+    /// often in a row it has grown without anybody being seen to write.
+    Full { why: Full, stage: u32 },
 }
 
 /// The meter, for whoever writes.
@@ -105,18 +131,29 @@ impl Meter {
         protocol::send(&self.0, &Word::Busy(busy), &[])
     }
 
+    /// Says whether a program was seen to write, after it was told that the
+    /// workspace is full.
+    pub(crate) fn found(&self, wrote: bool) -> std::io::Result<()> {
+        protocol::send(&self.0, &Word::Found(wrote), &[])
+    }
+
     /// What it says next.
     pub(crate) fn hear(&self) -> std::io::Result<Said> {
         let said = protocol::receive::<Said>(&self.0)?;
         said.map(|(said, _)| said).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Asks for room for one file, or for more of it.
-    pub(crate) fn reserve(&self, bytes: u64) -> std::io::Result<Result<(), Full>> {
-        protocol::send(&self.0, &Word::Reserve { bytes }, &[])?;
+    /// Asks for room.
+    pub(crate) fn reserve(&self, more: Amount) -> std::io::Result<Result<(), Full>> {
+        protocol::send(&self.0, &Word::Reserve(more), &[])?;
         Ok(match self.hear()? {
             Said::Granted => Ok(()),
             Said::Full { why, .. } => Err(why),
         })
+    }
+
+    /// Gives back what was granted.
+    pub(crate) fn settle(&self, granted: Amount, kept: bool) -> std::io::Result<()> {
+        protocol::send(&self.0, &Word::Settle { granted, kept }, &[])
     }
 }

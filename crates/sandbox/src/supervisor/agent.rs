@@ -162,7 +162,7 @@ impl Supervisor {
             Ok(Some((FromInit::AgentExited { serial, .. }, _))) if serial != self.serial => return Ok(()),
             Ok(Some((FromInit::AgentExited { how, .. }, _))) => how,
             Ok(Some((FromInit::Swept, _))) => return self.swept(false),
-            Ok(Some((FromInit::Quelled { count }, _))) => return self.quelled(count),
+            Ok(Some((FromInit::Quelled { count, wrote }, _))) => return self.quelled(count, wrote),
             // Init is gone, and with it everything inside.
             _ => {
                 self.dead = true;

@@ -12,6 +12,10 @@ use crate::quota::{Full, Said};
 /// before the turn is.
 const PATIENCE: u32 = 8;
 
+/// How often the workspace may grow on without anybody being seen to write,
+/// before all tools are ended.
+const LAST_STAGE: u32 = 3;
+
 impl Supervisor {
     /// Says whether there is work, if that has changed.
     pub(super) fn tell_meter(&mut self) {
@@ -26,10 +30,10 @@ impl Supervisor {
 
     pub(super) fn hear_meter(&mut self) {
         match self.meter.as_ref().map(crate::quota::Meter::hear) {
-            Some(Ok(Said::Full { why, again })) => {
+            Some(Ok(Said::Full { why, stage })) => {
                 let Some(work) = self.work.as_mut().filter(|work| work.ending.is_none()) else { return };
-                // Files take no room of their own: who made them cannot be told.
-                let all = again || matches!(why, Full::Files { .. });
+                // Room can be taken without writing, and so can names.
+                let all = stage >= LAST_STAGE;
                 if init::quell(&self.control, all).is_ok() {
                     work.quelling = Some(why);
                 }
@@ -40,14 +44,17 @@ impl Supervisor {
         }
     }
 
-    /// Init has ended so many tools.
-    pub(super) fn quelled(&mut self, count: u32) -> Result<(), Over> {
+    /// Init has ended so many tools, some of which it saw writing, or none.
+    pub(super) fn quelled(&mut self, count: u32, wrote: bool) -> Result<(), Over> {
+        // A meter that is gone is noticed where it is heard.
+        let _ = self.meter.as_ref().map(|meter| meter.found(wrote));
         let Some((work, why)) = self.work.as_mut().and_then(|work| work.quelling.take().map(|why| (work, why))) else {
             return Ok(());
         };
         if count > 0 {
             work.met.push(why.to_string());
-            work.quelled += 1;
+            // Only those who were seen to write have it held against them.
+            work.quelled += u32::from(wrote);
             if work.quelled >= PATIENCE {
                 let code = match why {
                     Full::Disk { .. } => ErrorCode::StorageFull,

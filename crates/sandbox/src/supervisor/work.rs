@@ -43,7 +43,7 @@ pub(super) struct Work {
     pub(super) deadline: Instant,
     pub(super) cancelled: Option<Instant>,
     pub(super) ending: Option<Ending>,
-    /// Init is ending tools for this.
+    /// Init is ending tools for this: those that write, or all.
     pub(super) quelling: Option<Full>,
     /// How often it has ended some.
     pub(super) quelled: u32,

@@ -53,7 +53,7 @@ pub(crate) struct Base {
 impl Base {
     /// Builds the tree, with the agent's executable in its place.
     pub(crate) fn build(agent: &Path, image: Option<&Path>) -> Result<Self, ViewError> {
-        let tree = tmpfs(&[("size", "1m"), ("mode", "0755")], PLAIN).map_err(ViewError::at("make the root (tmpfs)"))?;
+        let tree = tmpfs(&[("size", "2m"), ("mode", "0755")], PLAIN).map_err(ViewError::at("make the root (tmpfs)"))?;
         for folder in
             ["dev", "dev/pts", "dev/shm", "opt", "opt/sandbox", "opt/sandbox/bin", "opt/sandbox/lib", WORKSPACE]
         {

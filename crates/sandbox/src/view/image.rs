@@ -15,7 +15,7 @@ use rustix::mount::{
 
 use super::ViewError;
 use super::base::{PLAIN, place_host_file, write};
-use super::mounts::{STRICT, bind, host, tmpfs};
+use super::mounts::{STRICT, bind, handle, host, tmpfs};
 use super::workspace::make_folders;
 use crate::confine::Limits;
 use crate::identity::{self, Identity};
@@ -135,8 +135,28 @@ pub(super) fn bring_libraries(tree: &OwnedFd) -> Result<()> {
     libraries.push(folder.join("libm.so.6"));
     for path in &libraries {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let name = if name.starts_with("ld-") { "loader" } else { name };
-        place_host_file(tree, &format!("opt/sandbox/lib/{name}"), path)?;
+        if name.starts_with("ld-") {
+            bring_loader(tree, path)?;
+        } else {
+            place_host_file(tree, &format!("opt/sandbox/lib/{name}"), path)?;
+        }
     }
     Ok(())
+}
+
+/// What every loader reads whatever it is told, and the place that ours reads
+/// instead: one that nobody can make.
+const PRELOAD: &[u8] = b"/etc/ld.so.preload\0";
+const NOWHERE: &[u8] = b"/opt/sandbox/lib/-\0";
+
+/// The loader, as a copy that does not look into the image's `/etc`: a tool
+/// could name a library there, and be in the next agent.
+fn bring_loader(tree: &OwnedFd, path: &Path) -> Result<()> {
+    let mut loader = std::fs::read(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let at = loader.windows(PRELOAD.len()).position(|bytes| bytes == PRELOAD).ok_or(Errno::NOEXEC)?;
+    loader[at..at + NOWHERE.len()].copy_from_slice(NOWHERE);
+    write(tree, "opt/sandbox/lib/loader", &loader)?;
+    let loader = handle(tree, "opt/sandbox/lib/loader")?;
+    let own = format!("/proc/self/fd/{}", loader.as_raw_fd());
+    rustix::fs::chmod(own, Mode::from_raw_mode(0o755))
 }

@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use cloister_types::path::WorkspacePath;
 use cloister_types::scope::{Access, MEMORY, SESSIONS};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, mknodat, openat2, statat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, mkdirat, mknodat, openat2, statat, statx,
+};
 use rustix::io::Errno;
 
 use super::ViewError;
@@ -54,7 +56,7 @@ impl Template {
     pub(super) fn is_fresh(&self, workspace: &OwnedFd) -> bool {
         self.sources.iter().all(|source| {
             let now = statat(workspace, source.path.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
-            source.identity == now.ok().map(|stat| (stat.st_dev, stat.st_ino))
+            source.identity == now.ok().map(|stat| (stat.st_dev, stat.st_ino)) && still_shows(&self.tree, source)
         })
     }
 
@@ -99,6 +101,23 @@ impl Template {
         sources.push(Source { path: own.to_bytes(), identity });
         Ok(Built { tree, sources })
     }
+}
+
+/// Does a view still have the mount of a source? Whoever removes the folder that
+/// something is mounted on takes the mount away, in every view; and a folder
+/// that is made in its place may have the same inode.
+pub(crate) fn still_shows(tree: impl AsFd, source: &Source) -> bool {
+    let Some(identity) = source.identity else { return true };
+    let mut path = WORKSPACE.as_bytes().to_vec();
+    if !source.path.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(&source.path);
+    }
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    statx(tree, path.as_slice(), flags, StatxFlags::INO).is_ok_and(|stat| {
+        let device = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+        (device, stat.stx_ino) == identity && stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+    })
 }
 
 fn identity_of(source: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
