@@ -90,16 +90,19 @@ struct Spawner {
 }
 
 /// A process of one thread with a mount namespace of its own, and as an
-/// ordinary user with a user namespace in which it may mount.
+/// ordinary user with a user namespace in which it may mount. Also with a network
+/// of its own, in which there is nothing: it needs none, and to one that is its
+/// own it may return from a sandbox's.
 pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
     let refused = |step: &'static str| {
         move |error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() }
     };
     if identity.root_mode {
-        sys::unshare(libc::CLONE_NEWNS).map_err(|errno| refused("make a mount namespace (unshare)")(&errno))?;
+        sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET)
+            .map_err(|errno| refused("make a mount and a network namespace (unshare)")(&errno))?;
     } else {
-        sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
-            .map_err(|errno| refused("make a user and a mount namespace (unshare)")(&errno))?;
+        sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET)
+            .map_err(|errno| refused("make a user, a mount and a network namespace (unshare)")(&errno))?;
         for (file, text) in [
             ("setgroups", "deny".to_owned()),
             ("uid_map", format!("{0} {0} 1", identity.uid)),

@@ -59,13 +59,15 @@ impl SmallDisk {
         tempfile::Builder::new().prefix("testkit-").tempdir_in(&self.at).unwrap()
     }
 
-    /// Takes all the space that is left.
+    /// Takes all the space that is left, but not what the server gives up when
+    /// it notices.
     pub(crate) fn fill(&self) -> PathBuf {
         let path = self.at.join("filler");
         let mut file = std::fs::File::create(&path).unwrap();
         let block = vec![1; 64 << 10];
         while std::io::Write::write_all(&mut file, &block).is_ok() {}
-        while std::io::Write::write_all(&mut file, &[1; 512]).is_ok() {}
+        let left = block.len() / 512;
+        let _ = (0..left).try_for_each(|_| std::io::Write::write_all(&mut file, &[1; 512]));
         path
     }
 

@@ -24,7 +24,7 @@ pub(crate) fn make(workspace: &Path) -> std::io::Result<()> {
     }
     if let (Some(parent), Some(name)) = (workspace.parent(), workspace.file_name()) {
         std::fs::create_dir_all(parent)?;
-        let parent = open(parent)?;
+        let parent = open(parent, OFlags::RDONLY)?;
         if is_btrfs(&parent) && sys::create_subvolume(&parent, name.as_bytes()).is_ok() {
             return Ok(());
         }
@@ -34,16 +34,17 @@ pub(crate) fn make(workspace: &Path) -> std::io::Result<()> {
 
 /// Has the file system itself keep to the limit, if it can; says whether.
 pub(crate) fn limit(workspace: &Path, allowance: Allowance) -> std::io::Result<bool> {
-    let root = open(workspace)?;
-    if !is_btrfs(&root) || fstat(&root)?.st_ino != SUBVOLUME {
+    // Sessions may have taken the right to read it away.
+    let handle = open(workspace, OFlags::PATH)?;
+    if !is_btrfs(&handle) || fstat(&handle)?.st_ino != SUBVOLUME {
         return Ok(false);
     }
     // Without the right to it, as an ordinary user, the meter has to do.
-    Ok(sys::limit_subvolume(&root, allowance.bytes).is_ok())
+    Ok(open(workspace, OFlags::RDONLY).and_then(|root| sys::limit_subvolume(&root, allowance.bytes)).is_ok())
 }
 
-fn open(folder: &Path) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+fn open(folder: &Path, how: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(folder, how | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn is_btrfs(folder: &OwnedFd) -> bool {
