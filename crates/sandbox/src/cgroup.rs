@@ -44,9 +44,12 @@ const WANTED: [&str; 3] = ["memory", "cpu", "pids"];
 
 impl Cgroups {
     /// Finds the usable hierarchies and makes this process's folder in each.
-    pub(crate) fn probe() -> Self {
+    ///
+    /// # Errors
+    /// Something that is no answer: to go on would be to go on without limits.
+    pub(crate) fn probe() -> io::Result<Self> {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
-        for Group { version, names, folder: own } in groups_of("self") {
+        for Group { version, names, folder: own } in groups_of("self")? {
             let controllers: Vec<&'static str> = if version == 2 {
                 let offered = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
                 WANTED.into_iter().filter(|name| offered.split_whitespace().any(|other| other == *name)).collect()
@@ -58,8 +61,15 @@ impl Cgroups {
             }
             sweep(&own);
             let home = own.join(format!("{PREFIX}{}", std::process::id()));
-            if fs::create_dir(&home).is_err() {
-                continue;
+            match fs::create_dir(&home) {
+                Ok(()) => {}
+                // Not ours to use.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             let hierarchy = Hierarchy { version, controllers, home };
             if hierarchy.usable() {
@@ -69,7 +79,7 @@ impl Cgroups {
             }
         }
         let homes = hierarchies.iter().map(|hierarchy| hierarchy.home.clone()).collect();
-        Self { hierarchies, homes }
+        Ok(Self { hierarchies, homes })
     }
 
     /// Which limits hold for sessions made with these.
@@ -175,7 +185,7 @@ fn absent(error: io::Error) -> io::Result<()> {
 /// limit with its unit.
 pub(crate) fn in_force(pid: i32) -> Vec<(&'static str, String)> {
     let mut limits = Vec::new();
-    for Group { version, folder, .. } in groups_of(&pid.to_string()) {
+    for Group { version, folder, .. } in groups_of(&pid.to_string()).unwrap_or_default() {
         let read = |file: &str| Some(fs::read_to_string(folder.join(file)).ok()?.trim().to_owned());
         let (memory, cpu) = match version {
             1 => {
@@ -206,9 +216,13 @@ struct Group {
 }
 
 /// The groups of a process, in the hierarchies that are mounted here.
-fn groups_of(pid: &str) -> Vec<Group> {
-    let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+fn groups_of(pid: &str) -> io::Result<Vec<Group>> {
+    let membership = match fs::read_to_string(format!("/proc/{pid}/cgroup")) {
+        // A kernel without control groups.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        other => other?,
+    };
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let group = |line: &str| {
         let mut fields = line.splitn(3, ':');
         let (id, names, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -216,7 +230,7 @@ fn groups_of(pid: &str) -> Vec<Group> {
         let folder = mount_point(&mounts, version, names)?.join(path.trim_start_matches('/'));
         Some(Group { version, names: names.to_owned(), folder })
     };
-    membership.lines().filter_map(group).collect()
+    Ok(membership.lines().filter_map(group).collect())
 }
 
 /// Where a hierarchy is mounted: `names` are its controllers (version 1).
@@ -239,7 +253,9 @@ fn sweep(own: &Path) {
     for entry in fs::read_dir(own).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        // One of our own pid is of a predecessor: we have made none yet.
+        let gone = |pid: u32| pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists();
+        if pid.is_some_and(gone) {
             for inner in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(inner.path());
             }

@@ -57,9 +57,15 @@ pub fn probe(executable: &Path) -> std::io::Result<Vec<Finding>> {
 
 /// Probes in this process, which is of no use afterwards.
 pub(crate) fn probe_here() -> Vec<Finding> {
-    let identity = Identity::current();
     let mut findings = vec![landlock()];
-    let cgroups = Cgroups::probe();
+    let (identity, cgroups) = match Identity::current().and_then(|identity| Ok((identity, Cgroups::probe()?))) {
+        Ok(found) => found,
+        Err(error) => {
+            let fix = "give this process a readable /proc".to_owned();
+            findings.push(Finding::lacking("processes and groups", Verdict::Missing, error.to_string(), fix));
+            return findings;
+        }
+    };
     let enforced = cgroups.enforced(identity);
     let by_group = |limit: &str| limit.starts_with("cgroup");
     findings.push(if by_group(&enforced.memory) && by_group(&enforced.cpu) && by_group(&enforced.pids) {
@@ -99,24 +105,21 @@ fn host_users(identity: Identity, own_users: bool) -> Finding {
     }
 }
 
-/// The kernel's Landlock version, 0 without.
-pub(crate) fn landlock_abi() -> u32 {
-    // The library reports only "at least what was asked for", so ask downwards.
-    use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
-    let known = [(6, ABI::V6), (5, ABI::V5), (4, ABI::V4), (3, ABI::V3), (2, ABI::V2), (1, ABI::V1)];
-    let offered = |abi: ABI| {
-        let rules =
-            Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::from_all(abi));
-        let scopes = Scope::from_all(abi);
-        if scopes.is_empty() { rules } else { rules.and_then(|rules| rules.scope(scopes)) }
-            .and_then(Ruleset::create)
-            .is_ok()
-    };
-    known.into_iter().find(|(_, abi)| offered(*abi)).map_or(0, |(number, _)| number)
+/// Landlock's version in this kernel, as far as our rules know it; 0: it has
+/// none.
+///
+/// # Errors
+/// Any other answer: it says nothing of what the kernel has.
+pub(crate) fn landlock_abi() -> rustix::io::Result<u32> {
+    match crate::sys::landlock_version() {
+        Ok(version) => Ok(version.min(6)),
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => Ok(0),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn landlock() -> Finding {
-    match landlock_abi() {
+    match landlock_abi().unwrap_or(0) {
         0 => Finding::lacking(
             "Landlock",
             Verdict::Weaker,
@@ -157,7 +160,9 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
         let workspace =
             std::fs::File::open(&folder).map_err(|error| refused("open the temporary folder", &error))?.into();
         identity.own(&workspace).map_err(|errno| refused("give the temporary folder away", &errno))?;
-        let own_users = spawner::own_users(&workspace, identity).is_some();
+        let own_users = spawner::own_users(&workspace, identity)
+            .map_err(|error| refused("find host users for sandboxes", &error))?
+            .is_some();
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
         let base = Base::build(&executable, None).map_err(|error| refused("build the base view", &error))?;
         let scope = cloister_types::Scope::default();

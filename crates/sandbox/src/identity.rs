@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 
+use serde::{Deserialize, Serialize};
+
 use crate::launch;
 use crate::sys::{self, Forked};
 
@@ -21,7 +23,7 @@ thread_local! {
 }
 
 /// A host identity: the one that owns the workspace's files, or a sandbox's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Host user id.
     pub uid: u32,
@@ -34,15 +36,18 @@ pub struct Identity {
 impl Identity {
     /// The identity for this process: its own for an ordinary user, one of
     /// the sandboxes' own under root.
-    #[must_use]
-    pub fn current() -> Self {
+    ///
+    /// # Errors
+    /// `/proc` does not say whose users this process may be: to guess would be to
+    /// run sandboxes as root.
+    pub fn current() -> std::io::Result<Self> {
         let uid = rustix::process::geteuid();
         // Root of a container may own no other user; then it is an ordinary one.
-        if uid.is_root() && maps("uid_map") && maps("gid_map") {
+        Ok(if uid.is_root() && maps("uid_map")? && maps("gid_map")? {
             Self { uid: ROOT_MODE_ID, gid: ROOT_MODE_ID, root_mode: true }
         } else {
             Self { uid: uid.as_raw(), gid: rustix::process::getegid().as_raw(), root_mode: false }
-        }
+        })
     }
 
     /// Runs `work` with the thread's file-system identity set to this one, so
@@ -135,13 +140,13 @@ fn be_a_namespace(parent: rustix::process::Pid) -> ! {
 }
 
 /// Does this process's user namespace know the sandboxes' host user?
-fn maps(file: &str) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
-    text.lines().any(|line| {
+fn maps(file: &str) -> std::io::Result<bool> {
+    let text = std::fs::read_to_string(format!("/proc/self/{file}"))?;
+    Ok(text.lines().any(|line| {
         let mut numbers = line.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
         let (Some(first), Some(_), Some(count)) = (numbers.next(), numbers.next(), numbers.next()) else {
             return false;
         };
         (first..first + count).contains(&u64::from(ROOT_MODE_ID))
-    })
+    }))
 }

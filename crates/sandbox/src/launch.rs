@@ -162,7 +162,11 @@ impl Prepared {
 
 /// Ends a sandbox by its init, and waits until nothing of it is left.
 pub(crate) fn end(init: &OwnedFd) {
-    let _ = pidfd_send_signal(init, Signal::KILL);
+    // What cannot be killed (something above us forbids it) is not waited for;
+    // it ends with its supervisor, whose hanging up it hears.
+    if !matches!(pidfd_send_signal(init, Signal::KILL), Ok(()) | Err(Errno::SRCH)) {
+        return;
+    }
     let _ = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(init.as_fd()), WaitIdOptions::EXITED));
 }
 

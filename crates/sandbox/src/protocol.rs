@@ -16,6 +16,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Limits;
+use crate::identity::Identity;
 use crate::quota::Allowance;
 
 /// Largest message that travels as such; others, such as long scopes, go
@@ -34,6 +35,8 @@ pub(crate) struct Setup {
     pub(crate) agent: PathBuf,
     /// A root folder instead of the host's programs.
     pub(crate) image: Option<PathBuf>,
+    /// Who owns the workspace, as the server has found.
+    pub(crate) identity: Identity,
     /// Limits of each sandbox.
     pub(crate) limits: Limits,
     /// What all of them may keep in the workspace.

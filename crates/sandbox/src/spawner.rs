@@ -126,16 +126,21 @@ struct Granted {
     children: OwnedFd,
     office: Office,
     meter: Meter,
+    /// If each sandbox can have its own.
+    ids: Option<SandboxIds>,
 }
 
 impl Spawner {
     /// With it, the server's socket of the meter.
     fn start(control: OwnedFd, setup: &Setup) -> Result<(Self, Meter), (OwnedFd, Fatal)> {
-        let identity = Identity::current();
-        let cgroups = Cgroups::probe();
+        let identity = setup.identity;
+        let cgroups = match Cgroups::probe() {
+            Ok(cgroups) => cgroups,
+            Err(error) => return Err((control, Fatal(format!("look for control groups: {error}")))),
+        };
         match Self::prepare(identity, setup) {
-            Ok(Granted { workspace, base, children, office, meter }) => {
-                let slots = Slots::new(own_users(&workspace, identity));
+            Ok(Granted { workspace, base, children, office, meter, ids }) => {
+                let slots = Slots::new(ids);
                 let mut enforced = cgroups.enforced(identity);
                 if setup.quota {
                     enforced.disk = "quota".into();
@@ -185,7 +190,8 @@ impl Spawner {
         let office = Office::open(&workspace, setup.allowance).map_err(|errno| fatal("start the meter", &errno))?;
         let meter = office.join().map_err(|error| fatal("join the meter", &error))?;
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
-        Ok(Granted { workspace, base, children, office, meter })
+        let ids = own_users(&workspace, identity).map_err(|error| fatal("find host users for sandboxes", &error))?;
+        Ok(Granted { workspace, base, children, office, meter, ids })
     }
 
     fn serve(mut self) {
@@ -339,7 +345,10 @@ impl Spawner {
     /// The server is gone. Supervisors with a turn go on; this stays to
     /// collect them and their control groups.
     fn goodbye(mut self) {
-        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
+        // Closed, so that what was asked and not read is known to be lost.
+        if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+            drop(std::mem::replace(&mut self.control, null));
+        }
         self.spares.end();
         while !self.started.is_empty() {
             self.reap();
@@ -360,10 +369,20 @@ fn unbuilt(error: ViewError) -> Refused {
 
 /// Host users for sandboxes, if the workspace's file system can show its files
 /// as theirs.
-pub(crate) fn own_users(workspace: &OwnedFd, owner: Identity) -> Option<SandboxIds> {
-    let mut ids = SandboxIds::new().ok().filter(|_| owner.root_mode)?;
-    let map = identity::owners_map(owner, ids.next()).ok()?;
-    view::mounts::can_map_owners(workspace, map).ok().map(|()| ids)
+///
+/// # Errors
+/// Something that does not say that it cannot.
+pub(crate) fn own_users(workspace: &OwnedFd, owner: Identity) -> std::io::Result<Option<SandboxIds>> {
+    if !owner.root_mode {
+        return Ok(None);
+    }
+    let mut ids = SandboxIds::new()?;
+    let map = identity::owners_map(owner, ids.next())?;
+    match view::mounts::can_map_owners(workspace, map) {
+        Ok(()) => Ok(Some(ids)),
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM | Errno::NOSYS) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Makes what the workspace must have. Sessions may write here, so what they

@@ -399,7 +399,7 @@ fn beneath(root: &Path, path: &Path) -> std::io::Result<OwnedFd> {
 
 /// As root, gives everything to the user as whom sandboxes run.
 fn own(folder: &Path) -> std::io::Result<()> {
-    let identity = Identity::current();
+    let identity = Identity::current()?;
     let mut open = vec![folder.to_owned()];
     while let Some(folder) = open.pop() {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -61,12 +61,11 @@ impl Sessions {
             model,
             context,
         }));
-        let view = self.view(&session, true).await?;
-        // All places taken by working sessions: this one starts with its first
-        // message, when there may be one.
-        if let Ok(slot) = self.slot().await {
-            let sandbox = self.launch(&session, view, slot).await?;
-            session.inner.lock().await.sandbox = Some(sandbox);
+        if let Err(error) = self.first_launch(&session).await {
+            // What was made for it goes with it.
+            let (host, id) = (self.host.clone(), session.stored.id.clone());
+            let _ = blocking(move || host.remove_private(&id).map_err(SessionError::from)).await;
+            return Err(error);
         }
         if let Err(error) = self.store.add_session(session.stored.clone()).await {
             if let Some(sandbox) = session.inner.lock().await.sandbox.take() {
@@ -83,5 +82,16 @@ impl Sessions {
             self.check_open()?;
         }
         self.record(&session).await
+    }
+
+    async fn first_launch(&self, session: &Arc<Session>) -> Result<(), SessionError> {
+        let view = self.view(session, true).await?;
+        // All places taken by working sessions: this one starts with its first
+        // message, when there may be one.
+        if let Ok(slot) = self.slot().await {
+            let sandbox = self.launch(session, view, slot).await?;
+            session.inner.lock().await.sandbox = Some(sandbox);
+        }
+        Ok(())
     }
 }

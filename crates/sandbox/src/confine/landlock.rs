@@ -24,7 +24,7 @@ const ABOVE_SHARED: &str = "opt";
 /// which sessions share, no sockets either: by one, two sessions could pass
 /// each other descriptors of what only one of them may see.
 pub(super) fn restrict(image: bool) -> Result<u32, ConfineError> {
-    let abi = crate::doctor::landlock_abi();
+    let abi = crate::doctor::landlock_abi().map_err(|errno| ConfineError::Landlock(errno.to_string()))?;
     if abi == 0 {
         return Ok(0);
     }

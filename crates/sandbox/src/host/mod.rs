@@ -137,14 +137,14 @@ impl Host {
     /// may be granted while the server runs.
     pub fn start(ground: Ground) -> Result<Self, HostError> {
         let Ground { executable, agent, workspace, run, image, limits, allowance } = ground;
-        let identity = Identity::current();
+        let identity = Identity::current()?;
         storage::make(&workspace)?;
         let quota = storage::limit(&workspace, allowance)?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&run)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(&workspace, flags, Mode::empty())?;
         identity.own(&handle)?;
-        let setup = Setup { workspace, agent, image, limits, allowance, quota };
+        let setup = Setup { workspace, agent, image, identity, limits, allowance, quota };
         let state = Mutex::default();
         let host = Self { executable, setup, identity, workspace: handle, run, state };
         let first = host.ensure(&mut host.lock());

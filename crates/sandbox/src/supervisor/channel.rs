@@ -65,8 +65,10 @@ impl Channel {
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(_) => {
-                    // What nobody will read must not keep us awake.
+                    // What nobody will read must not keep us awake; and where
+                    // a part is missing, both sides must know that it is over.
                     self.unsent.clear();
+                    let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
                     return Err(Closed);
                 }
             }

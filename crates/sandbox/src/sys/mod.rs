@@ -20,7 +20,7 @@ pub(crate) use process::{
     Forked, close_from, exec, fork, fork_into, keep_only, loopback_up, lower_limit, set_standard, signal_all_others,
     start_program, unblock_signals, unshare, watch_children,
 };
-pub(crate) use seccomp::{Instruction, install};
+pub(crate) use seccomp::{Instruction, install, landlock_version};
 
 /// Turns a raw return value into a result.
 fn check(value: libc::c_long) -> rustix::io::Result<libc::c_long> {

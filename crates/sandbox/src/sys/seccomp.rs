@@ -29,3 +29,12 @@ pub(crate) fn install(filter: &[Instruction]) -> Result<()> {
     // instructions that outlive the call, which copies them.
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
 }
+
+/// Which version of Landlock the kernel has.
+pub(crate) fn landlock_version() -> Result<u32> {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the call takes no structure, and only answers.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) };
+    check(version).map(|version| version as u32)
+}
