@@ -71,7 +71,8 @@ async fn sessions_leave_no_process_group_or_descriptor() {
         }
         let (spares, left) = settled(&stack, spawner).await;
         assert_eq!(left.len(), of_spares.len(), "{who:?}: {left:?}");
-        assert_eq!(open_files(spawner), before.0, "{who:?}: descriptors of the spawner");
+        // One more may be about to be let go of, before as well as now.
+        until("the spawner has no more descriptors", || open_files(spawner) <= before.0).await;
         assert!(
             open_files(stack.pid()) <= before.1 + 3,
             "{who:?}: {} descriptors, {} before",
