@@ -8,8 +8,10 @@ use serde_json::Value;
 
 /// Each prints one JSON object: probe name -> outcome. With how many there are
 /// at least, so that none can go missing.
-const PROBES: [(&str, &str, usize); 2] =
-    [("probes", include_str!("probes.py"), 250), ("probes_more", include_str!("probes_more.py"), 580)];
+const PROBES: [(&str, &str, usize); 2] = [
+    ("probes", concat!(include_str!("probes_common.py"), include_str!("probes.py")), 250),
+    ("probes_more", concat!(include_str!("probes_common.py"), include_str!("probes_more.py")), 580),
+];
 
 /// Errno names that count as "denied".
 const DENIED: [&str; 9] =
