@@ -161,14 +161,14 @@ impl Bench {
             "--tmpfs",
             "/tmp",
         ]);
-        command.arg("--bind").arg(&self.folder).args(["/work", "--die-with-parent"]);
+        command.arg("--bind").arg(&self.folder).args(["/box", "--die-with-parent"]);
         for name in ["bin", "lib", "lib64", "sbin"] {
             if let Ok(target) = std::fs::read_link(Path::new("/").join(name)) {
                 command.arg("--symlink").arg(target).arg(format!("/{name}"));
             }
         }
         let began = now();
-        let output = command.arg("/work/probe").stdin(Stdio::null()).output().expect("bwrap");
+        let output = command.arg("/box/probe").stdin(Stdio::null()).output().expect("bwrap");
         assert!(output.status.success(), "bwrap: {}", String::from_utf8_lossy(&output.stderr));
         first(&output.stdout) - began
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::Identity;
 use crate::launch::{self, Parts, Refused};
 use crate::view::{self, Base};
-use crate::{cgroup::Cgroups, confine::Limits, plan, spawner};
+use crate::{cgroup::Cgroups, confine::Limits, grounds, plan};
 
 /// How much a missing feature matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,11 +156,11 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
     let folder = std::env::temp_dir().join(format!("cloister-doctor-{}", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|error| refused("make a temporary folder", &error))?;
     let outcome = (|| {
-        spawner::enter(identity)?;
+        grounds::enter(identity)?;
         let workspace =
             std::fs::File::open(&folder).map_err(|error| refused("open the temporary folder", &error))?.into();
         identity.own(&workspace).map_err(|errno| refused("give the temporary folder away", &errno))?;
-        let own_users = spawner::own_users(&workspace, identity)
+        let own_users = grounds::own_users(&workspace, identity)
             .map_err(|error| refused("find host users for sandboxes", &error))?
             .is_some();
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;

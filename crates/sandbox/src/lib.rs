@@ -25,6 +25,7 @@ pub mod view;
 
 mod cgroup;
 mod extent;
+mod grounds;
 mod init;
 mod launch;
 mod measure;

@@ -6,8 +6,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use cloister_types::WorkspacePath;
-use cloister_types::scope::{CONTEXT, MEMORY, SESSIONS, Scope};
+use cloister_types::scope::Scope;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -15,7 +14,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitOptions, wait};
 
 use crate::cgroup::{Cgroups, SessionGroups};
-use crate::identity::{self, Identity, SandboxIds};
+use crate::identity::{Identity, SandboxIds};
 use crate::launch::Refused;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
 use crate::quota::Meter;
@@ -25,7 +24,7 @@ use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
 use crate::view::{self, Base, Seen, ViewError};
-use crate::{doctor, plan, supervisor};
+use crate::{doctor, grounds, plan, supervisor};
 
 /// Silence after which a spare sandbox is made.
 const LULL: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
@@ -89,36 +88,6 @@ struct Spawner {
     given: HashMap<Pid, Spare>,
 }
 
-/// A process of one thread with a mount namespace of its own, and as an
-/// ordinary user with a user namespace in which it may mount. Also with a network
-/// of its own, in which there is nothing: it needs none, and to one that is its
-/// own it may return from a sandbox's.
-pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
-    let refused = |step: &'static str| {
-        move |error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() }
-    };
-    if identity.root_mode {
-        sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET)
-            .map_err(|errno| refused("make a mount and a network namespace (unshare)")(&errno))?;
-    } else {
-        sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET)
-            .map_err(|errno| refused("make a user, a mount and a network namespace (unshare)")(&errno))?;
-        for (file, text) in [
-            ("setgroups", "deny".to_owned()),
-            ("uid_map", format!("{0} {0} 1", identity.uid)),
-            ("gid_map", format!("{0} {0} 1", identity.gid)),
-        ] {
-            std::fs::write(format!("/proc/self/{file}"), text)
-                .map_err(|error| refused("map the own user id")(&error))?;
-        }
-    }
-    rustix::mount::mount_change(
-        "/",
-        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC,
-    )
-    .map_err(|errno| refused("make mounts private")(&errno))
-}
-
 /// What a spawner is made of, once the kernel has granted it.
 struct Granted {
     workspace: OwnedFd,
@@ -178,19 +147,20 @@ impl Spawner {
         sys::set_standard(&null, 0).map_err(|errno| fatal("let go of standard input", &errno))?;
         // A Ctrl-C at the terminal is for the server, which then hangs up.
         let _ = rustix::process::setsid();
-        enter(identity).map_err(|error| fatal("enter the spawner's namespaces", &error))?;
+        grounds::enter(identity).map_err(|error| fatal("enter the spawner's namespaces", &error))?;
         // Opened in here: mounts of the namespace outside cannot be cloned.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let workspace = rustix::fs::openat(CWD, &setup.workspace, flags, Mode::empty())
             .map_err(|errno| fatal(&format!("open the workspace {}", setup.workspace.display()), &errno))?;
-        reserved_folders(&workspace, identity)
+        grounds::reserved_folders(&workspace, identity)
             .map_err(|errno| fatal("make the workspace's reserved folders", &errno))?;
         let base =
             Base::build(&setup.agent, setup.image.as_deref()).map_err(|error| fatal("build the base view", &error))?;
         let office = Office::open(&workspace, setup.allowance).map_err(|errno| fatal("start the meter", &errno))?;
         let meter = office.join().map_err(|error| fatal("join the meter", &error))?;
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
-        let ids = own_users(&workspace, identity).map_err(|error| fatal("find host users for sandboxes", &error))?;
+        let ids =
+            grounds::own_users(&workspace, identity).map_err(|error| fatal("find host users for sandboxes", &error))?;
         Ok(Granted { workspace, base, children, office, meter, ids })
     }
 
@@ -365,38 +335,4 @@ impl Spawner {
 
 fn unbuilt(error: ViewError) -> Refused {
     Refused { step: "build the sandbox's root".into(), answer: error.to_string() }
-}
-
-/// Host users for sandboxes, if the workspace's file system can show its files
-/// as theirs.
-///
-/// # Errors
-/// Something that does not say that it cannot.
-pub(crate) fn own_users(workspace: &OwnedFd, owner: Identity) -> std::io::Result<Option<SandboxIds>> {
-    if !owner.root_mode {
-        return Ok(None);
-    }
-    let mut ids = SandboxIds::new()?;
-    let map = identity::owners_map(owner, ids.next())?;
-    match view::mounts::can_map_owners(workspace, map) {
-        Ok(()) => Ok(Some(ids)),
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM | Errno::NOSYS) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Makes what the workspace must have. Sessions may write here, so what they
-/// did to it must not keep the tenant from starting.
-fn reserved_folders(workspace: &OwnedFd, identity: Identity) -> rustix::io::Result<()> {
-    view::restore_modes(workspace);
-    let path = |name: &str| WorkspacePath::ROOT.join(name.as_bytes()).unwrap_or_default();
-    for name in [MEMORY, SESSIONS] {
-        identity.act(|| view::make_folders(workspace, &path(name)))?;
-    }
-    // A file or a link in its place just means no context files.
-    let _ = identity.act(|| view::make_folders(workspace, &path(CONTEXT)));
-    let memory = format!("{MEMORY}/MEMORY.md");
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let _ = identity.act(|| rustix::fs::openat(workspace, memory, flags, Mode::from_raw_mode(0o644)));
-    Ok(())
 }

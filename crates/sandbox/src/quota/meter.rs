@@ -103,7 +103,13 @@ fn run(control: OwnedFd, workspace: &OwnedFd, allowance: Allowance) {
         let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(waiting);
         let mut woken = ready.iter().copied();
-        members.retain_mut(|member| !woken.next().unwrap_or_default() || hear(member, &mut gauge, workspace).is_some());
+        members.retain_mut(|member| {
+            let stays = !woken.next().unwrap_or_default() || hear(member, &mut gauge, workspace).is_some();
+            if !stays {
+                gauge.settle(member.live, false);
+            }
+            stays
+        });
         if woken.next().unwrap_or_default() {
             match control.as_ref().map(protocol::receive::<Join>) {
                 Some(Ok(Some((Join, fds)))) => {
@@ -189,4 +195,37 @@ fn disk(workspace: &OwnedFd) -> rustix::io::Result<(Amount, u64)> {
     let stat = fstatvfs(workspace)?;
     let free = Amount { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), files: stat.f_ffree };
     Ok((free, stat.f_blocks.saturating_mul(stat.f_frsize)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const MB: u64 = 1 << 20;
+
+    #[test]
+    fn whoever_goes_leaves_the_room_that_it_was_granted() {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace: OwnedFd = std::fs::File::open(folder.path()).unwrap().into();
+        let (control, theirs) = pair().unwrap();
+        let allowance = Allowance { bytes: 20 * MB, files: 100, free_bytes: 0 };
+        let meter = std::thread::spawn(move || run(theirs, &workspace, allowance));
+        let join = || {
+            let (ours, theirs) = pair().unwrap();
+            protocol::send(&control, &Join, &[theirs.as_fd()]).unwrap();
+            Meter(ours)
+        };
+        let upload = Amount { bytes: 15 * MB, files: 1 };
+        let (first, second) = (join(), join());
+        assert!(first.reserve(upload).unwrap().is_ok());
+        assert!(second.reserve(upload).unwrap().is_err());
+        drop(first);
+        let began = Instant::now();
+        while second.reserve(upload).unwrap().is_err() {
+            assert!(began.elapsed() < Duration::from_secs(2), "the room is lost");
+        }
+        drop((second, control));
+        meter.join().unwrap();
+    }
 }

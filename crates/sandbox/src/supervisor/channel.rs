@@ -64,11 +64,14 @@ impl Channel {
                 Ok(sent) => drop(self.unsent.drain(..sent)),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                Err(_) => {
-                    // What nobody will read must not keep us awake; and where
-                    // a part is missing, both sides must know that it is over.
+                Err(error) => {
+                    // What nobody will read must not keep us awake. Who merely
+                    // stopped listening still has its say; but where a part
+                    // got lost, both sides must know that it is over.
                     self.unsent.clear();
-                    let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+                    if error != Errno::PIPE {
+                        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+                    }
                     return Err(Closed);
                 }
             }

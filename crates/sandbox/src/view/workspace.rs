@@ -138,11 +138,11 @@ pub(super) fn make_writable(workspace: &OwnedFd, plan: &Plan, identity: Identity
 
 /// A session's private folder, made if it is not there.
 pub(super) fn private_folder(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<OwnedFd, ViewError> {
-    let tree = workspace.try_clone().map_err(|_| Errno::MFILE).map_err(ViewError::at("make way"))?;
-    let mut builder = Builder { workspace, tree, identity, sources: Vec::new(), folders: true };
-    let own = Bind { path: plan.own.clone(), access: Access::Write, absent: IfAbsent::Create };
-    let own = builder.source(&own)?;
-    own.ok_or(Errno::NOENT).map_err(ViewError::at("make the private folder"))
+    let folder = match handle(workspace, plan.own.to_bytes()) {
+        Err(Errno::NOENT) => identity.act(|| make_folders(workspace, &plan.own)),
+        other => other,
+    };
+    folder.map_err(ViewError::at("open the private folder in the workspace"))
 }
 
 struct Builder<'a> {

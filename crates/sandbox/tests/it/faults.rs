@@ -145,6 +145,12 @@ fn sandbox(folder: &Path) -> String {
     // What a machine enforces is found out once, and no fault makes it less.
     static ENFORCED: std::sync::OnceLock<cloister_types::link::Enforced> = std::sync::OnceLock::new();
     match report {
+        // The fault met the agent's own shell: the tracer puts an invalid call
+        // in the place of a failing one, which the filter kills.
+        Ok(report) if report.contains("Bad system call") => {
+            assert!(!report.contains("ESCAPED"), "{report}");
+            "lost: the agent met it".into()
+        }
         Ok(report) => {
             assert_eq!(report, HELD, "not as it must be");
             assert_eq!(&launched.enforced, ENFORCED.get_or_init(|| launched.enforced.clone()));

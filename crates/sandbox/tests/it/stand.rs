@@ -118,7 +118,7 @@ fn a_missing_executable_is_named() {
 
 /// An agent that tries to be more than it is.
 const HOSTILE: &str = r#"#!/usr/bin/env python3
-import json, socket, struct, sys
+import json, socket, struct, sys, time
 link = socket.socket(fileno=0)
 def read(n):
     data = b""
@@ -141,8 +141,10 @@ event("text.delta", content="\u0000\u0000\u0001\\\"", sequence_number=0)
 send({"is": "intent", "calls": ["a"] * 1000})
 for ticket in range(2000):
     send({"is": "await", "ticket": ticket})
-# From here on it does not listen, and still has its say.
+# From here on it does not listen (what it is told meets a closed door), and
+# still has its say.
 link.shutdown(socket.SHUT_RD)
+time.sleep(0.2)
 send({"is": "await", "ticket": 5000})
 send({"is": "end", "outcome": {"status": "completed", "stop_reason": "end"}, "usage": {}, "output_text": "x"})
 "#;
