@@ -111,19 +111,19 @@ impl Bench {
     /// first instruction.
     fn sandbox(&mut self, scope: &FileAccess, view: Option<&View>) -> (f64, f64) {
         let session = self.session();
+        let order = encode(&Order::Start(Box::new(start(&session)))).expect("a frame");
         let began = now();
         let built;
-        let view = match view {
-            Some(view) => view,
+        let mut launched = match view {
+            Some(view) => self.host.launch(&session, view, &order).expect("a sandbox"),
             None => {
-                built = self.host.view(&session, scope).expect("a view");
-                &built
+                let (view, launched) = self.host.open(&session, scope, &order).expect("a sandbox");
+                built = view;
+                let _ = &built;
+                launched
             }
         };
-        let mut launched = self.host.launch(&session, view).expect("a sandbox");
         let stood = now();
-        let order = encode(&Order::Start(Box::new(start(&session)))).expect("a frame");
-        launched.link.write_all(&order).expect("the link");
         let mut rest = Vec::new();
         let _ = launched.link.read_to_end(&mut rest);
         let spool = launched.folder.spool(&ResponseId::from_random([2; 12]), 1, 0).expect("a spool");
@@ -235,7 +235,7 @@ fn launches(bench: &mut Bench) {
         let used: Vec<Launched> = (0..SPARES)
             .map(|_| {
                 let session = bench.session();
-                bench.host.launch(&session, &whole).expect("a sandbox")
+                bench.host.launch(&session, &whole, &[]).expect("a sandbox")
             })
             .collect();
         let (_, e) = bench.sandbox(&ten, None);
@@ -292,7 +292,7 @@ fn sustained(bench: &mut Bench) {
                 let mut count = 0;
                 while began.elapsed() < Duration::from_secs(10) {
                     let session = SessionId::from_random([thread, 0, 0, 0, (count >> 8) as u8, count as u8]);
-                    end(host.launch(&session, view).expect("a sandbox"));
+                    end(host.launch(&session, view, &[]).expect("a sandbox"));
                     count += 1;
                 }
                 count
@@ -313,7 +313,7 @@ fn destroy(bench: &mut Bench) {
     for _ in 0..40 {
         let session = bench.session();
         let view = host.view(&session, &FileAccess::everything()).expect("a view");
-        let mut launched = host.launch(&session, &view).expect("a sandbox");
+        let mut launched = host.launch(&session, &view, &[]).expect("a sandbox");
         let order = encode(&Order::Start(Box::new(start(&session)))).expect("a frame");
         launched.link.write_all(&order).expect("the link");
         std::thread::sleep(LULL);
@@ -338,7 +338,7 @@ fn many(bench: &mut Bench) {
         .map(|_| {
             let session = bench.session();
             let view = bench.host.view(&session, &scope).expect("a view");
-            (bench.host.launch(&session, &view).expect("a sandbox"), view)
+            (bench.host.launch(&session, &view, &[]).expect("a sandbox"), view)
         })
         .collect();
     std::thread::sleep(Duration::from_secs(1));

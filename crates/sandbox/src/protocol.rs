@@ -73,6 +73,20 @@ pub(crate) enum Request {
         launch: String,
         /// The view shows files of the workspace's own file system alone.
         one_file_system: bool,
+        /// A turn comes with it, on the link.
+        at_once: bool,
+    },
+    /// Both: build a view, and start a sandbox on it. Descriptors: reply
+    /// socket, the supervisor's link, its folder.
+    Open {
+        /// Whose.
+        session: SessionId,
+        /// Of what.
+        file_access: FileAccess,
+        /// What its supervisor is known by.
+        launch: String,
+        /// A turn comes with it, on the link.
+        at_once: bool,
     },
 }
 
@@ -97,6 +111,11 @@ pub struct Source {
     pub path: Vec<u8>,
     /// Device and inode when it was bound; `None`: it was absent.
     pub identity: Option<(u64, u64)>,
+}
+
+/// Does everything that a view shows lie on one device?
+pub(crate) fn shows_only(sources: &[Source], device: u64) -> bool {
+    sources.iter().filter_map(|source| source.identity).all(|(of, _)| of == device)
 }
 
 /// Sends one message. Large ones go through an anonymous file, which is then
@@ -210,7 +229,7 @@ mod tests {
                 hear_as_anybody(&b, kind);
             }
             // And it still hears what is well said.
-            send(&a, &Request::Launch { session: SessionId::from_random([1; 6]), launch: "l".into(), one_file_system: true }, &[]).unwrap();
+            send(&a, &Request::Launch { session: SessionId::from_random([1; 6]), launch: "l".into(), one_file_system: true, at_once: false }, &[]).unwrap();
             proptest::prop_assert!(hear_as_anybody(&b, 0));
         }
     }

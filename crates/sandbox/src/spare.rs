@@ -33,6 +33,7 @@ const KEPT: usize = 3;
 struct Claim {
     session: SessionId,
     launch: String,
+    at_once: bool,
 }
 
 /// To the spawner, once. What was made for it comes along, to be used again:
@@ -79,8 +80,9 @@ impl Spare {
     /// Gives it to a session, which hears of it on its link. False if it has
     /// died.
     pub(crate) fn claim(&self, post: &Post, workspace: &OwnedFd) -> bool {
-        let claim = Claim { session: post.session.clone(), launch: post.launch.clone() };
-        protocol::send(&self.channel, &claim, &[post.link.as_fd(), post.folder.as_fd(), workspace.as_fd()]).is_ok()
+        let Post { link, folder, session, launch, at_once } = post;
+        let claim = Claim { session: session.clone(), launch: launch.clone(), at_once: *at_once };
+        protocol::send(&self.channel, &claim, &[link.as_fd(), folder.as_fd(), workspace.as_fd()]).is_ok()
     }
 
     /// Hears its word, if it has said one.
@@ -267,14 +269,14 @@ fn claimed(channel: &OwnedFd, prepared: Option<&Prepared>) -> Option<(Post, Owne
         if waiting[0].revents().is_empty() {
             return None;
         }
-        let (Claim { session, launch }, fds) = match protocol::receive(channel) {
+        let (Claim { session, launch, at_once }, fds) = match protocol::receive(channel) {
             // The spawner has hung up, as it does after a claim, and had not
             // read our word: said once, and the claim is still to come.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => continue,
             received => received.ok()??,
         };
         let [link, folder, workspace] = <[OwnedFd; 3]>::try_from(fds).ok()?;
-        return Some((Post { link, folder, session, launch }, workspace));
+        return Some((Post { link, folder, session, launch, at_once }, workspace));
     }
 }
 
@@ -290,7 +292,7 @@ mod tests {
     fn post() -> (Post, OwnedFd) {
         let file = || OwnedFd::from(tempfile::tempfile().unwrap());
         let session = SessionId::from_random([7; 6]);
-        (Post { link: file(), folder: file(), session, launch: "launch".into() }, file())
+        (Post { link: file(), folder: file(), session, launch: "launch".into(), at_once: true }, file())
     }
 
     #[test]
@@ -307,7 +309,7 @@ mod tests {
             let (post, workspace) = post();
             assert!(spares.take().unwrap().1.claim(&post, &workspace));
             let (claimed, _) = claimed(&theirs, None).expect("the claim");
-            assert_eq!((claimed.session, claimed.launch.as_str()), (post.session, "launch"), "{read}");
+            assert_eq!((claimed.session, claimed.launch.as_str(), claimed.at_once), (post.session, "launch", true), "{read}");
         }
     }
 

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use cloister_types::scope::Scope;
+use cloister_types::SessionId;
+use cloister_types::scope::{FileAccess, Scope};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -16,17 +17,17 @@ use rustix::process::{Pid, WaitOptions, wait};
 use crate::cgroup::{Cgroups, SessionGroups};
 use crate::identity::{Identity, SandboxIds};
 use crate::launch::Refused;
-use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
+use crate::protocol::{self, Greeting, Request, Setup, ViewReply, shows_only};
 use crate::quota::Meter;
 use crate::quota::meter::Office;
 use crate::slots::Slots;
 use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
-use crate::view::{self, Base, Seen, ViewError};
+use crate::view::{self, Base, Built, Seen, ViewError};
 use crate::{doctor, grounds, plan, supervisor};
 
-/// Silence after which a spare sandbox is made.
+/// Silence after which something is made for whoever asks next.
 const LULL: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// A start-up that failed, in words.
@@ -166,8 +167,7 @@ impl Spawner {
 
     fn serve(mut self) {
         loop {
-            // Spares are made while nobody waits.
-            let patience = self.spares.wants().then_some(&LULL);
+            let patience = (self.spares.wants() || self.seen.wants()).then_some(&LULL);
             let mut waiting =
                 vec![PollFd::new(&self.control, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
             waiting.extend(self.spares.channels());
@@ -179,8 +179,12 @@ impl Spawner {
             let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
             drop(waiting);
             if woken == 0 {
-                let spare = self.make(true);
-                self.spares.keep(spare.ok());
+                if self.spares.wants() {
+                    let spare = self.make(true);
+                    self.spares.keep(spare.ok());
+                } else {
+                    self.seen.make_ahead();
+                }
                 continue;
             }
             self.spares.hear(&ready[2..]);
@@ -202,23 +206,22 @@ impl Spawner {
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) {
         match (request, fds.len()) {
             (Request::View { session, file_access }, 1) => {
-                let answer = Scope::parse(&file_access)
-                    .map_err(|error| ViewError::Scope(error.to_string()))
-                    .and_then(|scope| self.seen.view(&self.workspace, &plan::plan(&scope, &session), self.terms.owner));
-                // The asker may be gone; that is its own affair.
-                let _ = match answer {
-                    Ok(built) => {
-                        protocol::send(&fds[0], &ViewReply::Built { sources: built.sources }, &[built.tree.as_fd()])
-                    }
-                    Err(ViewError::Scope(message)) => protocol::send(&fds[0], &ViewReply::Scope(message), &[]),
-                    Err(error) => protocol::send(&fds[0], &ViewReply::Kernel(error.to_string()), &[]),
-                };
+                let built = self.view(&session, &file_access);
+                reply(&fds[0], built);
             }
-            (Request::Launch { session, launch, one_file_system }, 3) => {
-                let mut fds = fds.into_iter();
-                if let (Some(link), Some(view), Some(folder)) = (fds.next(), fds.next(), fds.next()) {
-                    self.launch(&Post { link, folder, session, launch }, view, one_file_system);
+            (Request::Launch { session, launch, one_file_system, at_once }, 3) => {
+                let Ok([link, view, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
+                self.launch(&Post { link, folder, session, launch, at_once }, &view, one_file_system);
+            }
+            (Request::Open { session, file_access, launch, at_once }, 3) => {
+                let Ok([asker, link, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
+                let built = self.view(&session, &file_access);
+                if let Ok(built) = &built {
+                    let device = rustix::fs::fstat(&self.workspace).map(|stat| stat.st_dev);
+                    let one_file_system = device.is_ok_and(|device| shows_only(&built.sources, device));
+                    self.launch(&Post { link, folder, session, launch, at_once }, &built.tree, one_file_system);
                 }
+                reply(&asker, built);
             }
             // Only our own server talks here; a mismatch is a bug of ours, and
             // dropping the descriptors tells it.
@@ -226,8 +229,13 @@ impl Spawner {
         }
     }
 
-    fn launch(&mut self, post: &Post, view: OwnedFd, one_file_system: bool) {
-        let workspace = match view::mounts::workspace_of(&view) {
+    fn view(&mut self, session: &SessionId, file_access: &FileAccess) -> Result<Built, ViewError> {
+        let scope = Scope::parse(file_access).map_err(|error| ViewError::Scope(error.to_string()))?;
+        self.seen.view(&self.workspace, &plan::plan(&scope, session), self.terms.owner)
+    }
+
+    fn launch(&mut self, post: &Post, view: &OwnedFd, one_file_system: bool) {
+        let workspace = match view::mounts::workspace_of(view) {
             Ok(workspace) => workspace,
             Err(error) => {
                 let step = "take the session's view".into();
@@ -331,6 +339,15 @@ impl Spawner {
         // It ends when nobody who writes is left.
         self.office.close();
     }
+}
+
+/// Tells how a view came out. The asker may be gone; that is its own affair.
+fn reply(asker: &OwnedFd, built: Result<Built, ViewError>) {
+    let _ = match built {
+        Ok(Built { tree, sources }) => protocol::send(asker, &ViewReply::Built { sources }, &[tree.as_fd()]),
+        Err(ViewError::Scope(message)) => protocol::send(asker, &ViewReply::Scope(message), &[]),
+        Err(error) => protocol::send(asker, &ViewReply::Kernel(error.to_string()), &[]),
+    };
 }
 
 fn unbuilt(error: ViewError) -> Refused {

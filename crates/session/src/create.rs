@@ -85,12 +85,14 @@ impl Sessions {
     }
 
     async fn first_launch(&self, session: &Arc<Session>) -> Result<(), SessionError> {
-        let view = self.view(session, true).await?;
-        // All places taken by working sessions: this one starts with its first
-        // message, when there may be one.
-        if let Ok(slot) = self.slot().await {
-            let sandbox = self.launch(session, view, slot).await?;
-            session.inner.lock().await.sandbox = Some(sandbox);
+        match self.slot().await {
+            Ok(slot) => {
+                let sandbox = self.launch_first(session, slot).await?;
+                session.inner.lock().await.sandbox = Some(sandbox);
+            }
+            // All places taken by working sessions: this one starts with its
+            // first message, when there may be one.
+            Err(_) => drop(self.view(session, true).await?),
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use cloister_sandbox::files::View;
-use cloister_sandbox::host::Standing;
+use cloister_sandbox::host::{Launched, Standing};
 use cloister_sandbox::run::RunFolder;
 use cloister_types::link::{Command, Enforced, FrameReader, Signal, encode};
 use cloister_types::{ResponseId, SessionId};
@@ -192,18 +192,49 @@ impl Sessions {
         sandbox.stop().await;
     }
 
-    /// Starts a sandbox for the session on its present view.
+    /// Starts a sandbox for the session on its present view, and its turn with
+    /// it.
     pub(crate) async fn launch(
         &self,
         session: &Session,
         view: Arc<View>,
         slot: OwnedSemaphorePermit,
+        order: Arc<[u8]>,
     ) -> Result<Sandbox, SessionError> {
         let (host, id, for_launch) = (self.host.clone(), session.stored.id.clone(), view.clone());
-        let launched = blocking(move || host.launch(&id, &for_launch)).await?;
-        let way = WayOut { listener: launched.listener, lifeline: launched.lifeline };
-        let known = Known { view: Some(view), slot: Some(slot), enforced: launched.enforced };
-        self.take(session, launched.link, launched.folder, way, known)
+        let launched = blocking(move || host.launch(&id, &for_launch, &order)).await?;
+        self.take_launched(session, view, slot, launched).await
+    }
+
+    /// Builds the session's first view and starts a sandbox on it.
+    pub(crate) async fn launch_first(&self, session: &Session, slot: OwnedSemaphorePermit) -> Result<Sandbox, SessionError> {
+        let mut kept = session.view.lock().await;
+        let (host, id, access) = (self.host.clone(), session.stored.id.clone(), session.stored.file_access.clone());
+        let (view, launched) = blocking(move || host.open(&id, &access, &[])).await?;
+        let view = Arc::new(view);
+        *kept = Some(view.clone());
+        self.take_launched(session, view, slot, launched).await
+    }
+
+    async fn take_launched(
+        &self,
+        session: &Session,
+        view: Arc<View>,
+        slot: OwnedSemaphorePermit,
+        launched: Launched,
+    ) -> Result<Sandbox, SessionError> {
+        let Launched { link, listener, lifeline, folder, enforced } = launched;
+        let known = Known { view: Some(view), slot: Some(slot), enforced };
+        let sandbox = self.take(session, link, folder, known)?;
+        match self.give_way_out(session, WayOut { listener, lifeline }) {
+            Ok(()) => Ok(sandbox),
+            Err(error) => {
+                // Its turn may have begun already; it is not to go on beside
+                // another attempt.
+                sandbox.stop().await;
+                Err(error)
+            }
+        }
     }
 
     /// Takes a sandbox over that an earlier server launched.
@@ -213,7 +244,17 @@ impl Sessions {
         // ones wait.
         let slot = self.slots.clone().try_acquire_owned().ok();
         let known = Known { view: None, slot, enforced };
-        self.take(session, link, folder, WayOut { listener, lifeline }, known)
+        let sandbox = self.take(session, link, folder, known)?;
+        self.give_way_out(session, WayOut { listener, lifeline })?;
+        Ok(sandbox)
+    }
+
+    fn give_way_out(&self, session: &Session, way: WayOut) -> Result<(), SessionError> {
+        let models = vec![session.stored.model.clone()];
+        self.gateway.attach(&session.stored.id, way, models).map_err(|error| {
+            tracing::error!(%error, "egress");
+            SessionError::new(cloister_types::ErrorCode::Unavailable, "the egress process is not there; try again")
+        })
     }
 
     fn take(
@@ -221,16 +262,10 @@ impl Sessions {
         session: &Session,
         link: std::os::unix::net::UnixStream,
         folder: RunFolder,
-        way: WayOut,
         known: Known,
     ) -> Result<Sandbox, SessionError> {
         link.set_nonblocking(true)?;
         let link = UnixStream::from_std(link)?;
-        let models = vec![session.stored.model.clone()];
-        self.gateway.attach(&session.stored.id, way, models).map_err(|error| {
-            tracing::error!(%error, "egress");
-            SessionError::new(cloister_types::ErrorCode::Unavailable, "the egress process is not there; try again")
-        })?;
         let Known { view, slot, enforced } = known;
         session.set_enforced(Some(enforced));
         let (reader, idle_since) = (FrameReader::default(), Instant::now());

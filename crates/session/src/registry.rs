@@ -33,7 +33,7 @@ pub(crate) struct Session {
     /// By the wall, and on the clock of lives.
     activity: Mutex<(f64, f64)>,
     enforced: Mutex<Option<Enforced>>,
-    view: AsyncMutex<Option<Arc<View>>>,
+    pub(crate) view: AsyncMutex<Option<Arc<View>>>,
 }
 
 pub(crate) struct Inner {

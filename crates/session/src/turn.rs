@@ -310,9 +310,7 @@ impl Sessions {
             tracing::info!(session = %driver.session.stored.id, "the idle sandbox had ended; starting another");
             sandbox.wait_until_gone().await.remove();
         }
-        let mut sandbox = self.launch_for_sure(driver, slot, view).await?;
-        // If it hangs up at once, following it says so.
-        let _ = sandbox.send(&command).await;
+        let sandbox = self.launch_for_sure(driver, slot, view, command.into()).await?;
         self.follow(driver, sandbox).await
     }
 
@@ -323,6 +321,7 @@ impl Sessions {
         driver: &mut Driver,
         slot: Option<OwnedSemaphorePermit>,
         view: Arc<View>,
+        order: Arc<[u8]>,
     ) -> Result<Sandbox, SessionError> {
         let (mut slot, mut view) = (slot, Some(view));
         for tries in 1.. {
@@ -335,7 +334,7 @@ impl Sessions {
                     Some(view) => view,
                     None => self.view(&driver.session, true).await?,
                 };
-                self.launch(&driver.session, view, slot).await
+                self.launch(&driver.session, view, slot, order.clone()).await
             };
             // A spawner that is killed under a launch makes it look refused.
             let passing = |code| matches!(code, ErrorCode::Unavailable | ErrorCode::SandboxUnavailable);

@@ -23,7 +23,7 @@ use rustix::path::DecInt;
 
 use crate::WORKSPACE;
 use crate::identity::Identity;
-use crate::protocol::Source;
+use crate::protocol::{Source, shows_only};
 use crate::view::still_shows;
 
 pub use context::{MAX_CONTEXT, read_context};
@@ -143,7 +143,7 @@ impl View {
 
     /// Does everything that it shows lie on one device?
     pub(crate) fn is_on_device(&self, device: u64) -> bool {
-        self.sources.iter().filter_map(|source| source.identity).all(|(of, _)| of == device)
+        shows_only(&self.sources, device)
     }
 
     /// Which of the host's spawners built it.

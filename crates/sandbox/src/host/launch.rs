@@ -10,8 +10,9 @@ use cloister_types::SessionId;
 use cloister_types::link::{Enforced, FrameReader, Signal};
 use cloister_types::scope::FileAccess;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair,
 };
 
 use super::{Host, HostError, PATIENCE, refused};
@@ -40,13 +41,76 @@ impl Host {
     /// # Errors
     /// [`HostError::Scope`] if the scope names something that cannot be shown.
     pub fn view(&self, session: &SessionId, file_access: &FileAccess) -> Result<View, HostError> {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))?;
+        let (answer, asker) = answer_socket()?;
         let request = Request::View { session: session.clone(), file_access: file_access.clone() };
-        let generation = self.ask(&request, &[theirs.as_fd()], None)?;
-        drop(theirs);
-        let answer = protocol::receive(&ours).inspect_err(|error| self.give_up(error))?;
-        match answer {
+        let generation = self.ask(&request, &[asker.as_fd()], None)?;
+        drop(asker);
+        self.hear_view(&answer, generation)
+    }
+
+    /// Starts a sandbox on a view that this host built. With an order, a
+    /// [`Command::Start`](cloister_types::link::Command) that is already a
+    /// frame, its turn begins as soon as the sandbox stands.
+    ///
+    /// # Errors
+    /// [`HostError::Refused`] names the step that the kernel refused.
+    pub fn launch(&self, session: &SessionId, view: &View, order: &[u8]) -> Result<Launched, HostError> {
+        let one_file_system = view.is_on_device(rustix::fs::fstat(&self.workspace)?.st_dev);
+        let once = || {
+            let place = self.place(session, order)?;
+            let (session, launch) = (session.clone(), place.launch.clone());
+            let request = Request::Launch { session, launch, one_file_system, at_once: !order.is_empty() };
+            let fds = [place.theirs.as_fd(), view.tree(), place.handle.as_fd()];
+            let asked = self.ask(&request, &fds, Some(view.generation()));
+            self.stands(place, asked.map(drop))
+        };
+        match once() {
+            // A spare that died as it was claimed; nothing of it is left, and
+            // it had not begun.
+            Err(HostError::Gone(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => once(),
+            outcome => outcome,
+        }
+    }
+
+    /// Builds the view of a session and starts a sandbox on it, in one go.
+    ///
+    /// # Errors
+    /// As [`Host::view`] and [`Host::launch`].
+    pub fn open(
+        &self,
+        session: &SessionId,
+        file_access: &FileAccess,
+        order: &[u8],
+    ) -> Result<(View, Launched), HostError> {
+        let place = self.place(session, order)?;
+        let (answer, asker) = answer_socket()?;
+        let request = Request::Open {
+            session: session.clone(),
+            file_access: file_access.clone(),
+            launch: place.launch.clone(),
+            at_once: !order.is_empty(),
+        };
+        let asked = self.ask(&request, &[asker.as_fd(), place.theirs.as_fd(), place.handle.as_fd()], None);
+        drop(asker);
+        let view = asked.and_then(|generation| self.hear_view(&answer, generation));
+        let (view, built) = match view {
+            Ok(view) => (Some(view), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let launched = self.stands(place, built);
+        match (launched, view) {
+            (Ok(launched), Some(view)) => Ok((view, launched)),
+            // As in a launch.
+            (Err(HostError::Gone(error)), Some(view)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                self.launch(session, &view, order).map(|launched| (view, launched))
+            }
+            (Err(error), _) => Err(error),
+            (Ok(_), None) => Err(std::io::Error::other("a sandbox without a view").into()),
+        }
+    }
+
+    fn hear_view(&self, answer: &OwnedFd, generation: u64) -> Result<View, HostError> {
+        match protocol::receive(answer).inspect_err(|error| self.give_up(error))? {
             Some((ViewReply::Built { sources }, mut fds)) if fds.len() == 1 => {
                 Ok(View::new(fds.remove(0), sources, self.identity, generation)?)
             }
@@ -56,41 +120,42 @@ impl Host {
         }
     }
 
-    /// Starts a sandbox on a view that this host built.
-    ///
-    /// # Errors
-    /// [`HostError::Refused`] names the step that the kernel refused.
-    pub fn launch(&self, session: &SessionId, view: &View) -> Result<Launched, HostError> {
-        match self.launch_once(session, view) {
-            // A spare that died as it was claimed; nothing of it is left.
-            Err(HostError::Gone(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                self.launch_once(session, view)
-            }
-            outcome => outcome,
-        }
-    }
-
-    fn launch_once(&self, session: &SessionId, view: &View) -> Result<Launched, HostError> {
+    /// Makes what a supervisor is given: its folder, before anything is started,
+    /// so that what dies half way is found by it; and its link, which holds as
+    /// much of the order as it takes.
+    fn place<'a>(&self, session: &SessionId, order: &'a [u8]) -> Result<Place<'a>, HostError> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
-        // Before anything is started: what dies half way is found by it.
+        ours.set_write_timeout(Some(PATIENCE))?;
+        let (mut rest, flags) = (order, SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL));
+        while !rest.is_empty() {
+            match rustix::net::send(&ours, rest, flags) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
         let launch = launch_name()?;
         let folder = RunFolder::new(self.run.join(format!("{session}.{launch}")));
         std::fs::DirBuilder::new().mode(0o700).create(folder.path())?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(folder.path(), flags, Mode::empty())?;
-        let one_file_system = view.is_on_device(rustix::fs::fstat(&self.workspace)?.st_dev);
-        let request = Request::Launch { session: session.clone(), launch, one_file_system };
-        let answer = self
-            .ask(&request, &[theirs.as_fd(), view.tree(), handle.as_fd()], Some(view.generation()))
-            .and_then(|_| {
-                drop(theirs);
-                Ok(first_signal(&ours).inspect_err(|error| self.give_up(error))?)
-            });
+        Ok(Place { ours, theirs, rest, launch, folder, handle })
+    }
+
+    /// Waits for the word of a supervisor that was asked for.
+    fn stands(&self, place: Place<'_>, asked: Result<(), HostError>) -> Result<Launched, HostError> {
+        let Place { mut ours, theirs, rest, folder, .. } = place;
+        drop(theirs);
+        let answer = asked.and_then(|()| Ok(first_signal(&ours).inspect_err(|error| self.give_up(error))?));
         let refusal = match answer {
             Ok((Signal::Ready(enforced), fds)) => match <[OwnedFd; 2]>::try_from(fds) {
                 Ok([listener, lifeline]) => {
+                    // One that is gone by now is noticed by whoever follows it.
+                    let _ = std::io::Write::write_all(&mut ours, rest);
                     ours.set_read_timeout(None)?;
+                    ours.set_write_timeout(None)?;
                     return Ok(Launched { link: ours, listener, lifeline, folder, enforced });
                 }
                 Err(_) => std::io::Error::other("descriptors are missing").into(),
@@ -102,6 +167,24 @@ impl Host {
         folder.remove();
         Err(refusal)
     }
+}
+
+/// What a supervisor is given, as the server holds it.
+struct Place<'a> {
+    ours: UnixStream,
+    theirs: UnixStream,
+    /// What the link had no room for.
+    rest: &'a [u8],
+    launch: String,
+    folder: RunFolder,
+    handle: OwnedFd,
+}
+
+/// A socket for an answer, and its end for whoever answers.
+fn answer_socket() -> Result<(OwnedFd, OwnedFd), HostError> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))?;
+    Ok((ours, theirs))
 }
 
 /// Sixteen random bytes in hexadecimal.

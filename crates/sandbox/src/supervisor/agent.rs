@@ -18,6 +18,24 @@ use crate::protocol;
 use crate::run::spool_name;
 use crate::spool::Spool;
 
+/// An agent whose program runs, or is about to; it waits for its turn.
+pub(super) struct Started {
+    agent: Channel,
+    log: OwnedFd,
+}
+
+impl Started {
+    pub(super) fn new(control: &OwnedFd, serial: u64) -> std::io::Result<Self> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&log, true)?;
+        let agent = Channel::with_limit(ours, MAX_FACT)?;
+        init::run_agent(control, serial, &theirs, &their_log)?;
+        Ok(Self { agent, log })
+    }
+}
+
 impl Supervisor {
     pub(super) fn start(&mut self, start: TurnStart) {
         let name = spool_name(&start.response_id, start.attempt);
@@ -42,17 +60,15 @@ impl Supervisor {
     }
 
     fn start_agent(&mut self, start: TurnStart, spool: Spool) -> Result<Work, (std::io::Error, Spool)> {
-        let prepared = || -> std::io::Result<(Channel, OwnedFd)> {
-            let (ours, theirs) =
-                rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-            let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-            rustix::io::ioctl_fionbio(&log, true)?;
-            init::run_agent(&self.control, self.serial + 1, &theirs, &their_log)?;
-            Ok((Channel::with_limit(ours, MAX_FACT)?, log))
-        };
-        match prepared() {
-            Ok((agent, log)) => {
+        let started = match self.ahead.take() {
+            Some(started) => Ok(started),
+            None => {
                 self.serial += 1;
+                Started::new(&self.control, self.serial)
+            }
+        };
+        match started {
+            Ok(Started { agent, log }) => {
                 let mut work = Work::new(&start, spool, agent, log, self.groups.met());
                 match work.agent.send(&ToAgent::Start(Box::new(start))) {
                     Ok(()) => Ok(work),

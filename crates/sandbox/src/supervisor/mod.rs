@@ -28,6 +28,7 @@ use cloister_types::transcript::Usage;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use self::agent::Started;
 use self::server::{Link, hand_over, listen, send_with};
 use self::work::{Ending, Work};
 use crate::cgroup::SessionGroups;
@@ -61,6 +62,8 @@ pub(crate) struct Post {
     pub(crate) folder: OwnedFd,
     pub(crate) session: cloister_types::SessionId,
     pub(crate) launch: String,
+    /// A turn is on its way.
+    pub(crate) at_once: bool,
 }
 
 /// Reports the launch on the link and, if it stands, supervises until the
@@ -111,6 +114,8 @@ struct Supervisor {
     ended: Option<(Spooling, Spool)>,
     /// Number of the last agent that was started.
     serial: u64,
+    /// An agent that was started before its turn was read.
+    ahead: Option<Started>,
     dead: bool,
 }
 
@@ -119,7 +124,8 @@ struct Over;
 
 impl Supervisor {
     /// Says that the sandbox stands, and only then writes down what the next
-    /// server must know: without a server, there is no turn yet to be known of.
+    /// server must know: nothing has been done yet that it would have to know
+    /// of. An agent that comes up meanwhile is told its turn afterwards.
     fn new(post: &Post, sandbox: Sandbox, groups: SessionGroups, meter: Meter) -> Result<Self, NotBegun> {
         let Sandbox { init, known, control, listener: model, enforced } = sandbox;
         let announced = sys::keep_only_capability(sys::CAP_KILL)
@@ -133,6 +139,11 @@ impl Supervisor {
                     answer: errno.to_string(),
                 }));
             }
+        };
+        let (serial, ahead) = match post.at_once.then(|| Started::new(&control, 1)) {
+            Some(Ok(started)) => (1, Some(started)),
+            // It is tried again with the turn, whose end it then is.
+            Some(Err(_)) | None => (0, None),
         };
         let stand = || -> rustix::io::Result<Self> {
             let about = About::new(post.session.clone(), post.launch.clone(), known);
@@ -149,7 +160,8 @@ impl Supervisor {
                 told_busy: false,
                 work: None,
                 ended: None,
-                serial: 0,
+                serial,
+                ahead,
                 dead: false,
             })
         };
@@ -236,15 +248,16 @@ impl Supervisor {
     fn settle(&mut self) {
         let attached = self.link.is_attached();
         self.tell_meter();
+        if !attached && rustix::fs::fstat(&self.folder).is_ok_and(|folder| folder.st_nlink == 0) {
+            // Nobody will find us, or what we write.
+            self.dead = true;
+            return;
+        }
         if let Some(Err(error)) = self.work.as_mut().map(|work| work.release(attached)) {
             let Over = self.spool_failed(&error);
         }
         if let Some(spooling) = self.spooling() {
             self.link.ring(spooling);
-        }
-        if !attached && rustix::fs::fstat(&self.folder).is_ok_and(|folder| folder.st_nlink == 0) {
-            // Nobody will find us, or what we write.
-            self.dead = true;
         }
         if self.meter.is_none() && self.work.is_none() {
             self.dead = true;

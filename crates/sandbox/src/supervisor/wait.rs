@@ -32,8 +32,13 @@ pub(super) struct Ready {
 impl Supervisor {
     /// Until something happens, or it is time for something.
     pub(super) fn wait(&self) -> Result<Ready, Closed> {
-        let mut fds = vec![PollFd::new(self.link.listener(), PollFlags::IN), PollFd::new(&self.control, PollFlags::IN)];
-        let mut roles = vec![Role::Listener, Role::Control];
+        let mut fds = vec![PollFd::new(self.link.listener(), PollFlags::IN)];
+        let mut roles = vec![Role::Listener];
+        // What becomes of an agent is heard when there is a turn to tell it of.
+        if self.ahead.is_none() {
+            fds.push(PollFd::new(&self.control, PollFlags::IN));
+            roles.push(Role::Control);
+        }
         if let Some(meter) = &self.meter {
             fds.push(PollFd::new(&meter.0, PollFlags::IN));
             roles.push(Role::Meter);

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use super::ViewError;
-use super::workspace::{Built, Template, make_writable, private_folder, restore_modes};
+use super::workspace::{Built, Template, blank, make_writable, private_folder, restore_modes};
 use crate::identity::Identity;
 use crate::plan::Plan;
 
@@ -14,16 +14,36 @@ const MOUNTS: usize = 20_000;
 /// Most scopes.
 const SCOPES: usize = 64;
 
+/// What is made for views before they are asked for: each needs a file system
+/// for its `.sessions`, which is most of what it takes to clone a view.
+const BLANKS: usize = 4;
+
 /// The scopes that were seen, the last one last.
 #[derive(Default)]
 pub(crate) struct Seen {
     kept: Vec<(Plan, Template)>,
+    blanks: Vec<OwnedFd>,
+    /// One could not be made: the next view says why.
+    resting: bool,
 }
 
 impl Seen {
+    /// Would something made in advance shorten the next view?
+    pub(crate) fn wants(&self) -> bool {
+        !self.resting && self.blanks.len() < BLANKS
+    }
+
+    /// Makes a part of a view that is still to come.
+    pub(crate) fn make_ahead(&mut self) {
+        let blank = blank();
+        self.resting = blank.is_err();
+        self.blanks.extend(blank);
+    }
+
     /// Builds the view that `plan` describes from the workspace folder.
     pub(crate) fn view(&mut self, workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Built, ViewError> {
         restore_modes(workspace);
+        self.resting = false;
         let at = self.kept.iter().position(|(seen, _)| seen.root == plan.root && seen.binds == plan.binds);
         let known = at.map(|at| self.kept.remove(at).1).filter(|template| template.is_fresh(workspace));
         let template = match known {
@@ -33,7 +53,8 @@ impl Seen {
                 Template::build(workspace, plan, identity)?
             }
         };
-        let built = private_folder(workspace, plan, identity).and_then(|own| template.view(&plan.own, own));
+        let built = private_folder(workspace, plan, identity)
+            .and_then(|own| template.view(&plan.own, own, self.blanks.pop().map_or_else(blank, Ok)?));
         if template.may_be_kept() {
             self.kept.push((plan.clone(), template));
         }

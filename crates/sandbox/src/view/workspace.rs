@@ -85,11 +85,10 @@ impl Template {
 
     /// The view of one session: a clone, and in it a sealed `.sessions` that
     /// holds the private folder and nothing else.
-    pub(super) fn view(&self, own: &WorkspacePath, source: OwnedFd) -> Result<Built, ViewError> {
+    pub(super) fn view(&self, own: &WorkspacePath, source: OwnedFd, sealed: OwnedFd) -> Result<Built, ViewError> {
         let at = |what: &str| ViewError::at(format!("{what} .sessions"));
         let tree = clone_mount(&self.tree, true).map_err(ViewError::at("clone the view"))?;
         let (_, name) = own.split_last().ok_or_else(|| ViewError::Scope("a session without a name".into()))?;
-        let sealed = tmpfs(&[("size", "16k"), ("nr_inodes", "4"), ("mode", "0755")], PLAIN).map_err(at("make"))?;
         mkdirat(&sealed, name, FOLDER).map_err(at("make the mount point in"))?;
         let identity = Some(identity_of(&source).map_err(at("look into"))?);
         let inside = handle(&sealed, name).map_err(at("open"))?;
@@ -101,6 +100,11 @@ impl Template {
         sources.push(Source { path: own.to_bytes(), identity });
         Ok(Built { tree, sources })
     }
+}
+
+/// An empty `.sessions` for a view.
+pub(super) fn blank() -> Result<OwnedFd, ViewError> {
+    tmpfs(&[("size", "16k"), ("nr_inodes", "4"), ("mode", "0755")], PLAIN).map_err(ViewError::at("make .sessions"))
 }
 
 /// Does a view still have the mount of a source? Whoever removes the folder that

@@ -154,7 +154,7 @@ fn whatever_an_agent_says_its_spool_is_in_order_and_ends_once() {
         .run(&(words(), any::<[u8; 6]>()), |(words, id)| {
             let session = SessionId::from_random(id);
             let view = host.view(&session, &FileAccess::everything()).unwrap();
-            let mut launched = host.launch(&session, &view).unwrap();
+            let mut launched = host.launch(&session, &view, &[]).unwrap();
             let mut start = start(&session);
             start.context = words.iter().map(|byte| format!("{byte:02x}")).collect();
             launched.link.write_all(&encode(&Command::Start(Box::new(start))).unwrap()).unwrap();

@@ -64,7 +64,7 @@ fn an_agent_runs_in_its_view_and_its_death_ends_the_sandbox_and_is_on_record() {
     let host = host(folder.path(), "#!/bin/sh\n(ls; id -u) > .memory/out; echo last words >&2\nexit 3\n");
     let session = SessionId::from_random([1; 6]);
     let view = host.view(&session, &FileAccess { read: vec![], write: vec!["a/b".into()] }).unwrap();
-    let mut launched = host.launch(&session, &view).unwrap();
+    let mut launched = host.launch(&session, &view, &[]).unwrap();
     launched.link.write_all(&encode(&Command::Start(Box::new(start(&session)))).unwrap()).unwrap();
     let (mut reader, mut signals, mut buffer) = (FrameReader::default(), Vec::new(), [0; 4096]);
     loop {
@@ -155,7 +155,7 @@ fn a_hostile_agent_numbers_nothing_forges_nothing_and_is_heard_to_its_end() {
     let host = host(folder.path(), HOSTILE);
     let session = SessionId::from_random([1; 6]);
     let view = host.view(&session, &FileAccess::everything()).unwrap();
-    let mut launched = host.launch(&session, &view).unwrap();
+    let mut launched = host.launch(&session, &view, &[]).unwrap();
     launched.link.write_all(&encode(&Command::Start(Box::new(start(&session)))).unwrap()).unwrap();
     let turn = ResponseId::from_random([2; 12]);
     let (mut reader, mut buffer, mut facts) = (FrameReader::default(), [0; 4096], Vec::new());
