@@ -166,8 +166,10 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
         let base = Base::build(&executable, None).map_err(|error| refused("build the base view", &error))?;
         let scope = cloister_types::Scope::default();
-        let built = view::Seen::default()
-            .view(&workspace, &plan::plan(&scope, &session), identity)
+        let mut seen = view::Seen::default();
+        let built = seen
+            .scope(&workspace, plan::plan(&scope, &session), identity)
+            .and_then(|scope| seen.view(&workspace, scope, identity))
             .map_err(|error| refused("build a view", &error))?;
         let limits = Limits::default();
         let workspace = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
@@ -175,7 +177,7 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
         let groups = cgroups.create(&limits).map_err(|error| refused("make the control groups", &error))?;
         let enforced = cgroups.enforced(identity);
         let parts = Parts { root, network: None, groups: &groups, user: identity, limits: &limits, enforced };
-        let launched = launch::prepare(parts).and_then(|(prepared, _)| prepared.claim(workspace));
+        let launched = launch::prepare(parts).and_then(|(prepared, _)| prepared.begin(workspace));
         if let Ok(sandbox) = &launched {
             launch::end(&sandbox.init);
         }

@@ -17,6 +17,8 @@ use crate::sys;
 /// From the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToInit {
+    /// The workspace is there. Once; only agents to run may be told before.
+    Begin,
     /// Run the agent. Descriptors: its link, its log pipe.
     RunAgent {
         /// Told apart from its predecessors, whose end may be reported late.
@@ -75,10 +77,33 @@ const ENVIRONMENT: [&CStr; 11] = [
     c"CLOISTER=1",
 ];
 
+/// An agent that is to be run: serial and descriptors.
+pub(crate) type Awaiting = (u64, Vec<OwnedFd>);
+
+/// Waits until the workspace is there. Agents that are to run at once, or
+/// `None` if nobody needs this sandbox.
+pub(crate) fn wait_for_workspace(control: &OwnedFd) -> Option<Vec<Awaiting>> {
+    let mut agents = Vec::new();
+    loop {
+        match protocol::receive::<ToInit>(control) {
+            Ok(Some((ToInit::Begin, _))) => return Some(agents),
+            Ok(Some((ToInit::RunAgent { serial }, fds))) => agents.push((serial, fds)),
+            _ => return None,
+        }
+    }
+}
+
 /// Serves until the supervisor hangs up.
-pub(crate) fn serve(control: OwnedFd) -> ! {
+pub(crate) fn serve(control: OwnedFd, awaiting: Vec<Awaiting>) -> ! {
     let Ok(children) = sys::watch_children() else { std::process::exit(1) };
     let mut agents: Vec<(Pid, u64)> = Vec::new();
+    let run = |agents: &mut Vec<(Pid, u64)>, (serial, fds): Awaiting| match start_agent(fds) {
+        Some(pid) => agents.push((pid, serial)),
+        None => std::process::exit(1),
+    };
+    for agent in awaiting {
+        run(&mut agents, agent);
+    }
     loop {
         let mut waiting = [PollFd::new(&control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
         if !matches!(poll(&mut waiting, None), Ok(_) | Err(Errno::INTR)) {
@@ -91,10 +116,7 @@ pub(crate) fn serve(control: OwnedFd) -> ! {
         if told {
             // A hang-up, garbage, or the agent that cannot start: the end.
             match protocol::receive::<ToInit>(&control) {
-                Ok(Some((ToInit::RunAgent { serial }, fds))) => match start_agent(fds) {
-                    Some(pid) => agents.push((pid, serial)),
-                    None => std::process::exit(1),
-                },
+                Ok(Some((ToInit::RunAgent { serial }, fds))) => run(&mut agents, (serial, fds)),
                 Ok(Some((ToInit::Sweep, _))) => sweep(&control, &mut agents),
                 Ok(Some((ToInit::Quell { all }, _))) => end_tools(&control, &agents, all),
                 _ => std::process::exit(0),
@@ -205,6 +227,11 @@ fn exec_agent(link: &OwnedFd, log: &OwnedFd) -> Result<(), Errno> {
         Err(Errno::NOENT) => sys::exec(AGENT, &[AGENT], &ENVIRONMENT).map(|_| ()),
         other => other.map(|_| ()),
     }
+}
+
+/// Tells init that the workspace is there. Called in the supervisor.
+pub(crate) fn begin(control: impl AsFd) -> std::io::Result<()> {
+    protocol::send(control, &ToInit::Begin, &[])
 }
 
 /// Asks init to run the agent. Called in the supervisor.

@@ -10,8 +10,9 @@
 //!   "go" --------------------------->   ids, root tree in, pivot,
 //!                                       limits, Landlock, capabilities, filter
 //!   <----------------------- prepared   wait
+//!   an agent's descriptors, if a turn comes along -->
 //!   the workspace, moved in
-//!   "go" --------------------------->   serve as init
+//!   "begin" ------------------------>   serve as init
 //! ```
 //!
 //! Each step has a name, so that a refusal says what was refused.
@@ -139,10 +140,20 @@ impl Prepared {
         &self.sandbox.init
     }
 
+    /// Conversation with init.
+    pub(crate) fn control(&self) -> &OwnedFd {
+        &self.sandbox.control
+    }
+
+    /// Who the processes are.
+    pub(crate) fn known(&self) -> &Known {
+        &self.sandbox.known
+    }
+
     /// Gives it its workspace, and with it its work. This process enters the
     /// sandbox's mount namespace for that: nobody else has been in it yet, and
     /// whoever will be has no right left by which to attach anything.
-    pub(crate) fn claim(self, workspace: OwnedFd) -> Result<Sandbox, Refused> {
+    pub(crate) fn begin(self, workspace: OwnedFd) -> Result<Sandbox, Refused> {
         use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
         let control = &self.sandbox.control;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -155,7 +166,7 @@ impl Prepared {
                 .and_then(|spot| mounts::attach(workspace, spot));
         enter(&home).map_err(Refused::at("leave the sandbox's mount namespace"))?;
         attached.map_err(Refused::at("attach the workspace view"))?;
-        protocol::send(control, &(), &[]).map_err(Refused::at("send init to work"))?;
+        init::begin(control).map_err(Refused::at("send init to work"))?;
         Ok(self.sandbox)
     }
 }
@@ -205,11 +216,11 @@ fn child(root: OwnedFd, control: OwnedFd, limits: &Limits, enforced: &Enforced) 
         std::process::exit(1);
     }
     // Either there is a workspace now, or nobody needs this sandbox.
-    let Ok(Some(_)) = protocol::receive::<()>(&control) else { std::process::exit(0) };
+    let Some(agents) = init::wait_for_workspace(&control) else { std::process::exit(0) };
     if rustix::process::chdir(format!("/{WORKSPACE}")).is_err() {
         std::process::exit(1);
     }
-    init::serve(control)
+    init::serve(control, agents)
 }
 
 fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Refused> {

@@ -85,6 +85,7 @@ impl Process {
 }
 
 /// The processes of a sandbox, and the boot in which they live.
+#[derive(Debug, Clone)]
 pub(crate) struct Known {
     boot: String,
     supervisor: Process,
@@ -112,8 +113,8 @@ pub(crate) struct About {
 }
 
 impl About {
-    pub(crate) fn new(session: cloister_types::SessionId, launch: String, known: Known) -> Self {
-        let Known { boot, supervisor, init } = known;
+    pub(crate) fn new(session: cloister_types::SessionId, launch: String, known: &Known) -> Self {
+        let Known { boot, supervisor, init } = known.clone();
         Self { version: VERSION, session, launch, boot, supervisor, init }
     }
 

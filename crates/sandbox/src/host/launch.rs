@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{MutexGuard, PoisonError};
 
 use cloister_types::SessionId;
 use cloister_types::link::{Enforced, FrameReader, Signal};
@@ -136,18 +138,33 @@ impl Host {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        let launch = launch_name()?;
+        let NextFolder { launch, made, handle } = match self.next_folder().take() {
+            Some(next) => next,
+            None => NextFolder::make(&self.run)?,
+        };
         let folder = RunFolder::new(self.run.join(format!("{session}.{launch}")));
-        std::fs::DirBuilder::new().mode(0o700).create(folder.path())?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let handle = rustix::fs::open(folder.path(), flags, Mode::empty())?;
+        std::fs::rename(made.path(), folder.path()).inspect_err(|_| made.remove())?;
         Ok(Place { ours, theirs, rest, launch, folder, handle })
+    }
+
+    fn next_folder(&self) -> MutexGuard<'_, Option<NextFolder>> {
+        self.next_folder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the folder of the launch after this one, while this one is waited
+    /// for. What cannot be made is made, or refused, with that launch.
+    fn make_next_folder(&self) {
+        let mut next = self.next_folder();
+        if next.is_none() {
+            *next = NextFolder::make(&self.run).ok();
+        }
     }
 
     /// Waits for the word of a supervisor that was asked for.
     fn stands(&self, place: Place<'_>, asked: Result<(), HostError>) -> Result<Launched, HostError> {
         let Place { mut ours, theirs, rest, folder, .. } = place;
         drop(theirs);
+        self.make_next_folder();
         let answer = asked.and_then(|()| Ok(first_signal(&ours).inspect_err(|error| self.give_up(error))?));
         let refusal = match answer {
             Ok((Signal::Ready(enforced), fds)) => match <[OwnedFd; 2]>::try_from(fds) {
@@ -178,6 +195,29 @@ struct Place<'a> {
     launch: String,
     folder: RunFolder,
     handle: OwnedFd,
+}
+
+/// A folder for a supervisor that is still to be asked for. Dropping it leaves
+/// it; it is swept like others that belong to nobody.
+pub(super) struct NextFolder {
+    launch: String,
+    made: RunFolder,
+    handle: OwnedFd,
+}
+
+impl NextFolder {
+    fn make(run: &Path) -> std::io::Result<Self> {
+        let launch = launch_name()?;
+        let made = RunFolder::new(run.join(format!("next.{launch}")));
+        std::fs::DirBuilder::new().mode(0o700).create(made.path())?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(made.path(), flags, Mode::empty()).inspect_err(|_| made.remove())?;
+        Ok(Self { launch, made, handle })
+    }
+
+    pub(super) fn remove(self) {
+        self.made.remove();
+    }
 }
 
 /// A socket for an answer, and its end for whoever answers.

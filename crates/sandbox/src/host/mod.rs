@@ -21,6 +21,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 pub use self::launch::Launched;
+use self::launch::NextFolder;
 pub(crate) use self::launch::first_signal;
 use crate::confine::Limits;
 use crate::doctor;
@@ -98,6 +99,7 @@ pub struct Host {
     identity: Identity,
     workspace: OwnedFd,
     run: PathBuf,
+    next_folder: Mutex<Option<NextFolder>>,
     state: Mutex<State>,
 }
 
@@ -146,7 +148,8 @@ impl Host {
         identity.own(&handle)?;
         let setup = Setup { workspace, agent, image, identity, limits, allowance, quota };
         let state = Mutex::default();
-        let host = Self { executable, setup, identity, workspace: handle, run, state };
+        let next_folder = Mutex::default();
+        let host = Self { executable, setup, identity, workspace: handle, run, next_folder, state };
         let first = host.ensure(&mut host.lock());
         match first {
             Ok(()) | Err(HostError::Refused { .. }) => Ok(host),
@@ -269,5 +272,8 @@ fn end(child: &mut Child) {
 impl Drop for Host {
     fn drop(&mut self) {
         self.stop();
+        if let Some(next) = self.next_folder.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            next.remove();
+        }
     }
 }

@@ -35,8 +35,9 @@ use crate::cgroup::SessionGroups;
 use crate::extent;
 use crate::init;
 use crate::launch::{self, Refused, Sandbox};
+use crate::spare::Claimed;
 use crate::quota::Meter;
-use crate::run::{About, spool_name};
+use crate::run::{About, Known, spool_name};
 use crate::spool::Spool;
 use crate::sys;
 
@@ -68,9 +69,9 @@ pub(crate) struct Post {
 
 /// Reports the launch on the link and, if it stands, supervises until the
 /// session's sandbox ends. Descriptors travel with the first frame.
-pub(crate) fn run(post: Post, launched: Result<Sandbox, Refused>, groups: SessionGroups, meter: Meter) {
-    let begun = launched.map_err(NotBegun::Refused);
-    match begun.and_then(|sandbox| Supervisor::new(&post, sandbox, groups.clone(), meter)) {
+pub(crate) fn run(post: Post, claimed: Result<Claimed, Refused>, groups: SessionGroups, meter: Meter) {
+    let begun = claimed.map_err(NotBegun::Refused);
+    match begun.and_then(|claimed| Supervisor::new(&post, claimed, groups.clone(), meter)) {
         Ok(mut supervisor) => {
             supervisor.supervise();
             supervisor.kill();
@@ -90,6 +91,14 @@ pub(crate) fn give_up() -> rustix::io::Result<()> {
 /// Reports a launch that was refused. The asker may be gone.
 pub(crate) fn refuse(link: &OwnedFd, refused: &Refused) {
     let _ = send_with(link, &Signal::Unready { message: refused.to_string() }, &[]);
+}
+
+/// Listens for the next server, and writes down what it must know.
+fn be_found(post: &Post, known: &Known) -> rustix::io::Result<OwnedFd> {
+    let listener = listen(&post.folder)?;
+    let about = About::new(post.session.clone(), post.launch.clone(), known);
+    about.write(&post.folder).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(listener)
 }
 
 /// Why a supervisor has nothing to supervise.
@@ -123,52 +132,37 @@ struct Supervisor {
 struct Over;
 
 impl Supervisor {
-    /// Says that the sandbox stands, and only then writes down what the next
-    /// server must know: nothing has been done yet that it would have to know
-    /// of. An agent that comes up meanwhile is told its turn afterwards.
-    fn new(post: &Post, sandbox: Sandbox, groups: SessionGroups, meter: Meter) -> Result<Self, NotBegun> {
-        let Sandbox { init, known, control, listener: model, enforced } = sandbox;
-        let announced = sys::keep_only_capability(sys::CAP_KILL)
-            .and_then(|()| hand_over(&post.link, &Signal::Ready(enforced.clone()), &model));
-        let lifeline = match announced {
-            Ok(lifeline) => lifeline,
-            Err(errno) => {
-                launch::end(&init);
-                return Err(NotBegun::Refused(Refused {
-                    step: "set the supervisor up".into(),
-                    answer: errno.to_string(),
-                }));
-            }
-        };
-        let (serial, ahead) = match post.at_once.then(|| Started::new(&control, 1)) {
-            Some(Ok(started)) => (1, Some(started)),
-            // It is tried again with the turn, whose end it then is.
-            Some(Err(_)) | None => (0, None),
-        };
-        let stand = || -> rustix::io::Result<Self> {
-            let about = About::new(post.session.clone(), post.launch.clone(), known);
-            let listener = listen(&post.folder)?;
-            about.write(&post.folder).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-            let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;
-            Ok(Self {
-                link: Link::new(link, listener, model, lifeline, enforced, post.launch.clone())?,
-                folder: rustix::io::fcntl_dupfd_cloexec(&post.folder, 3)?,
-                init: rustix::io::fcntl_dupfd_cloexec(&init, 3)?,
-                control,
-                groups,
-                meter: Some(meter),
-                told_busy: false,
-                work: None,
-                ended: None,
-                serial,
-                ahead,
-                dead: false,
-            })
-        };
-        stand().map_err(|_| {
+    /// Gives the sandbox its workspace and says that it stands. What the next
+    /// server must know is written down while the workspace is waited for, or
+    /// else afterwards: nothing has been done by then that it would have to
+    /// know of. An agent that comes up meanwhile is told its turn later.
+    fn new(post: &Post, claimed: Claimed, groups: SessionGroups, meter: Meter) -> Result<Self, NotBegun> {
+        let refused = |step: &str, errno: Errno| Refused { step: step.into(), answer: errno.to_string() };
+        // An agent that cannot be started now is tried with its turn.
+        let ahead = post.at_once.then(|| Started::new(claimed.prepared().control(), 1).ok()).flatten();
+        let found = if claimed.must_wait() { Some(be_found(post, claimed.prepared().known())) } else { None };
+        let init = rustix::io::fcntl_dupfd_cloexec(claimed.prepared().init(), 3)
+            .map_err(|errno| NotBegun::Refused(refused("keep init's handle", errno)))?;
+        let end = |because: NotBegun| {
             launch::end(&init);
-            NotBegun::Announced
-        })
+            because
+        };
+        let Sandbox { known, control, listener: model, enforced, .. } =
+            claimed.begin().map_err(|refused| end(NotBegun::Refused(refused)))?;
+        let lifeline = sys::keep_only_capability(sys::CAP_KILL)
+            .and_then(|()| hand_over(&post.link, &Signal::Ready(enforced.clone()), &model))
+            .map_err(|errno| end(NotBegun::Refused(refused("set the supervisor up", errno))))?;
+        let stand = || -> rustix::io::Result<(Link, OwnedFd)> {
+            let listener = found.unwrap_or_else(|| be_found(post, &known))?;
+            let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;
+            let link = Link::new(link, listener, model, lifeline, enforced, post.launch.clone())?;
+            Ok((link, rustix::io::fcntl_dupfd_cloexec(&post.folder, 3)?))
+        };
+        let (link, folder) = stand().map_err(|_| end(NotBegun::Announced))?;
+        let serial = u64::from(ahead.is_some());
+        let (meter, told_busy) = (Some(meter), false);
+        let (work, ended, dead) = (None, None, false);
+        Ok(Self { link, folder, init, control, groups, meter, told_busy, work, ended, serial, ahead, dead })
     }
 
     /// Ends with the sandbox, with a stop, or when there is nobody to work for.
