@@ -166,10 +166,8 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
         let base = Base::build(&executable, None).map_err(|error| refused("build the base view", &error))?;
         let scope = cloister_types::Scope::default();
-        let mut seen = view::Seen::default();
-        let built = seen
-            .scope(&workspace, plan::plan(&scope, &session), identity)
-            .and_then(|scope| seen.view(&workspace, scope, identity))
+        let built = view::Seen::default()
+            .view(&workspace, &plan::plan(&scope, &session), identity)
             .map_err(|error| refused("build a view", &error))?;
         let limits = Limits::default();
         let workspace = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;

@@ -94,8 +94,7 @@ pub(crate) fn wait_for_workspace(control: &OwnedFd) -> Option<Vec<Awaiting>> {
 }
 
 /// Serves until the supervisor hangs up.
-pub(crate) fn serve(control: OwnedFd, awaiting: Vec<Awaiting>) -> ! {
-    let Ok(children) = sys::watch_children() else { std::process::exit(1) };
+pub(crate) fn serve(control: OwnedFd, children: OwnedFd, awaiting: Vec<Awaiting>) -> ! {
     let mut agents: Vec<(Pid, u64)> = Vec::new();
     let run = |agents: &mut Vec<(Pid, u64)>, (serial, fds): Awaiting| match start_agent(fds) {
         Some(pid) => agents.push((pid, serial)),

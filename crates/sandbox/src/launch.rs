@@ -145,11 +145,6 @@ impl Prepared {
         &self.sandbox.control
     }
 
-    /// Who the processes are.
-    pub(crate) fn known(&self) -> &Known {
-        &self.sandbox.known
-    }
-
     /// Gives it its workspace, and with it its work. This process enters the
     /// sandbox's mount namespace for that: nobody else has been in it yet, and
     /// whoever will be has no right left by which to attach anything.
@@ -216,11 +211,12 @@ fn child(root: OwnedFd, control: OwnedFd, limits: &Limits, enforced: &Enforced) 
         std::process::exit(1);
     }
     // Either there is a workspace now, or nobody needs this sandbox.
+    let Ok(children) = sys::watch_children() else { std::process::exit(1) };
     let Some(agents) = init::wait_for_workspace(&control) else { std::process::exit(0) };
     if rustix::process::chdir(format!("/{WORKSPACE}")).is_err() {
         std::process::exit(1);
     }
-    init::serve(control, agents)
+    init::serve(control, children, agents)
 }
 
 fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Refused> {

@@ -4,8 +4,7 @@
 //!
 //! ```text
 //! spawner --fork--> spare: prepares a sandbox, says so, waits
-//! spawner --claim (who, where)--> spare: becomes the supervisor
-//! spawner --the workspace--> supervisor
+//! spawner --claim (who, where, the workspace)--> spare: becomes the supervisor
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,8 +28,7 @@ use crate::sys;
 /// How many are kept. Each takes some 600 KiB, most of it the kernel's.
 const KEPT: usize = 3;
 
-/// From the spawner, with the supervisor's link and folder. A second message
-/// brings the workspace.
+/// From the spawner, with the supervisor's link and folder, and the workspace.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claim {
     session: SessionId,
@@ -81,20 +79,10 @@ impl Spare {
 
     /// Gives it to a session, which hears of it on its link. False if it has
     /// died.
-    pub(crate) fn claim(&self, post: &Post) -> bool {
+    pub(crate) fn claim(&self, post: &Post, workspace: &OwnedFd) -> bool {
         let Post { link, folder, session, launch, at_once } = post;
         let claim = Claim { session: session.clone(), launch: launch.clone(), at_once: *at_once };
-        protocol::send(&self.channel, &claim, &[link.as_fd(), folder.as_fd()]).is_ok()
-    }
-
-    /// Gives it the workspace. One that has died says so by its link.
-    pub(crate) fn hand_over(&self, workspace: &OwnedFd) {
-        let _ = protocol::send(&self.channel, &(), &[workspace.as_fd()]);
-    }
-
-    /// There is no workspace for it: it ends.
-    pub(crate) fn call_off(&self) {
-        let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Write);
+        protocol::send(&self.channel, &claim, &[link.as_fd(), folder.as_fd(), workspace.as_fd()]).is_ok()
     }
 
     /// Hears its word, if it has said one.
@@ -236,8 +224,9 @@ fn live(channel: OwnedFd, parts: Parts) {
     let owners = owners.or_else(|| slot.owners.take());
     drop(slot);
     match claimed(&channel, prepared.as_ref().ok()) {
-        Some(post) => {
-            let claimed = prepared.map(|prepared| Claimed { prepared, owners, channel });
+        Some((post, workspace)) => {
+            drop(channel);
+            let claimed = prepared.map(|prepared| Claimed { prepared, owners, workspace });
             supervisor::run(post, claimed, groups, meter);
         }
         None => {
@@ -255,55 +244,30 @@ fn owners_map(owner: Identity, user: Identity) -> Result<OwnedFd, Refused> {
     map.map_err(|error| Refused { step: "map the workspace's owner".into(), answer: error.to_string() })
 }
 
-/// A sandbox that has a session, and waits for the workspace.
+/// A sandbox that has a session.
 pub(crate) struct Claimed {
-    prepared: Prepared,
+    pub(crate) prepared: Prepared,
     owners: Option<OwnedFd>,
-    channel: OwnedFd,
+    workspace: OwnedFd,
 }
 
 impl Claimed {
-    pub(crate) fn prepared(&self) -> &Prepared {
-        &self.prepared
-    }
-
-    /// Would it have to be waited for?
-    pub(crate) fn must_wait(&self) -> bool {
-        let mut workspace = [PollFd::new(&self.channel, PollFlags::IN)];
-        matches!(poll(&mut workspace, Some(&Default::default())), Ok(0))
-    }
-
-    /// Takes the workspace and sets the sandbox to work.
+    /// Gives the sandbox its workspace and sets it to work.
     pub(crate) fn begin(self) -> Result<Sandbox, Refused> {
-        let Self { prepared, owners, channel } = self;
-        let refused = |step: &str, answer: String| Refused { step: step.into(), answer };
-        let workspace = match receive::<()>(&channel) {
-            Ok(Some(((), fds))) => fds.into_iter().next(),
-            Ok(None) => None,
-            Err(error) => return Err(refused("receive the workspace", error.to_string())),
-        };
-        let workspace = workspace.ok_or_else(|| refused("receive the workspace", "it does not come".into()))?;
+        let Self { prepared, owners, workspace } = self;
         if let Some(map) = owners {
-            sys::map_mount_owners(&workspace, map).map_err(|errno| {
-                refused("show the workspace as the sandbox's user's (id-mapped mount)", errno.to_string())
+            sys::map_mount_owners(&workspace, map).map_err(|errno| Refused {
+                step: "show the workspace as the sandbox's user's (id-mapped mount)".into(),
+                answer: errno.to_string(),
             })?;
         }
         prepared.begin(workspace)
     }
 }
 
-/// From the spawner. It may have hung up, as it does when it ends, and not have
-/// read our word, which is said once, before what it had sent.
-fn receive<T: for<'de> Deserialize<'de>>(channel: &OwnedFd) -> std::io::Result<Option<(T, Vec<OwnedFd>)>> {
-    match protocol::receive(channel) {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => protocol::receive(channel),
-        received => received,
-    }
-}
-
 /// Waits for a session; `None` if the spawner or init ends first. One that
 /// could not be prepared waits as well: it knows why.
-fn claimed(channel: &OwnedFd, prepared: Option<&Prepared>) -> Option<Post> {
+fn claimed(channel: &OwnedFd, prepared: Option<&Prepared>) -> Option<(Post, OwnedFd)> {
     loop {
         let mut waiting = vec![PollFd::new(channel, PollFlags::IN)];
         waiting.extend(prepared.map(|prepared| PollFd::new(prepared.init(), PollFlags::IN)));
@@ -315,9 +279,14 @@ fn claimed(channel: &OwnedFd, prepared: Option<&Prepared>) -> Option<Post> {
         if waiting[0].revents().is_empty() {
             return None;
         }
-        let (Claim { session, launch, at_once }, fds) = receive(channel).ok()??;
-        let [link, folder] = <[OwnedFd; 2]>::try_from(fds).ok()?;
-        return Some(Post { link, folder, session, launch, at_once });
+        let (Claim { session, launch, at_once }, fds) = match protocol::receive(channel) {
+            // The spawner has hung up, as it does after a claim, and had not
+            // read our word: said once, and the claim is still to come.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => continue,
+            received => received.ok()??,
+        };
+        let [link, folder, workspace] = <[OwnedFd; 3]>::try_from(fds).ok()?;
+        return Some((Post { link, folder, session, launch, at_once }, workspace));
     }
 }
 
@@ -330,10 +299,10 @@ mod tests {
         rustix::process::getpid()
     }
 
-    fn post() -> Post {
+    fn post() -> (Post, OwnedFd) {
         let file = || OwnedFd::from(tempfile::tempfile().unwrap());
         let session = SessionId::from_random([7; 6]);
-        Post { link: file(), folder: file(), session, launch: "launch".into(), at_once: true }
+        (Post { link: file(), folder: file(), session, launch: "launch".into(), at_once: true }, file())
     }
 
     #[test]
@@ -347,13 +316,9 @@ mod tests {
             if read {
                 spares.hear(&[true]);
             }
-            let post = post();
-            let (_, spare) = spares.take().unwrap();
-            assert!(spare.claim(&post));
-            spare.hand_over(&OwnedFd::from(tempfile::tempfile().unwrap()));
-            drop(spare);
-            let claimed = claimed(&theirs, None).expect("the claim");
-            assert_eq!(receive::<()>(&theirs).unwrap().expect("the workspace").1.len(), 1, "{read}");
+            let (post, workspace) = post();
+            assert!(spares.take().unwrap().1.claim(&post, &workspace));
+            let (claimed, _) = claimed(&theirs, None).expect("the claim");
             assert_eq!((claimed.session, claimed.launch.as_str(), claimed.at_once), (post.session, "launch", true), "{read}");
         }
     }

@@ -17,14 +17,14 @@ use rustix::process::{Pid, WaitOptions, wait};
 use crate::cgroup::{Cgroups, SessionGroups};
 use crate::identity::{Identity, SandboxIds};
 use crate::launch::Refused;
-use crate::protocol::{self, Greeting, Request, Setup, ViewReply};
+use crate::protocol::{self, Greeting, Request, Setup, ViewReply, shows_only};
 use crate::quota::Meter;
 use crate::quota::meter::Office;
 use crate::slots::Slots;
 use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
-use crate::view::{self, Base, Built, KnownScope, Seen, ViewError};
+use crate::view::{self, Base, Built, Seen, ViewError};
 use crate::{doctor, grounds, plan, supervisor};
 
 /// Silence after which something is made for whoever asks next.
@@ -206,19 +206,21 @@ impl Spawner {
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) {
         match (request, fds.len()) {
             (Request::View { session, file_access }, 1) => {
-                let built = self.scope(&session, &file_access).and_then(|scope| self.view(scope));
+                let built = self.view(&session, &file_access);
                 reply(&fds[0], built);
             }
             (Request::Launch { session, launch, one_file_system, at_once }, 3) => {
                 let Ok([link, view, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
-                let post = Post { link, folder, session, launch, at_once };
-                if let Some(pid) = self.claim(&post, one_file_system) {
-                    self.hand_over(pid, &post, view::mounts::workspace_of(&view));
-                }
+                self.launch(&Post { link, folder, session, launch, at_once }, &view, one_file_system);
             }
             (Request::Open { session, file_access, launch, at_once }, 3) => {
                 let Ok([asker, link, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
-                let built = self.open(&Post { link, folder, session, launch, at_once }, &file_access);
+                let built = self.view(&session, &file_access);
+                if let Ok(built) = &built {
+                    let device = rustix::fs::fstat(&self.workspace).map(|stat| stat.st_dev);
+                    let one_file_system = device.is_ok_and(|device| shows_only(&built.sources, device));
+                    self.launch(&Post { link, folder, session, launch, at_once }, &built.tree, one_file_system);
+                }
                 reply(&asker, built);
             }
             // Only our own server talks here; a mismatch is a bug of ours, and
@@ -227,76 +229,39 @@ impl Spawner {
         }
     }
 
-    fn scope(&mut self, session: &SessionId, file_access: &FileAccess) -> Result<KnownScope, ViewError> {
+    fn view(&mut self, session: &SessionId, file_access: &FileAccess) -> Result<Built, ViewError> {
         let scope = Scope::parse(file_access).map_err(|error| ViewError::Scope(error.to_string()))?;
-        self.seen.scope(&self.workspace, plan::plan(&scope, session), self.terms.owner)
+        self.seen.view(&self.workspace, &plan::plan(&scope, session), self.terms.owner)
     }
 
-    fn view(&mut self, scope: KnownScope) -> Result<Built, ViewError> {
-        self.seen.view(&self.workspace, scope, self.terms.owner)
-    }
-
-    /// Makes a view, while the supervisor of the sandbox for it wakes up.
-    fn open(&mut self, post: &Post, file_access: &FileAccess) -> Result<Built, ViewError> {
-        let scope = self.scope(&post.session, file_access)?;
-        let claimed = self.claim(post, scope.is_one_file_system(&self.workspace));
-        let built = self.view(scope);
-        match (claimed, &built) {
-            (Some(pid), Ok(built)) => self.hand_over(pid, post, view::mounts::workspace_of(&built.tree)),
-            (Some(pid), Err(_)) => self.call_off(pid),
-            (None, _) => {}
-        }
-        built
-    }
-
-    /// Finds a sandbox for a session, which still lacks its workspace; says so
-    /// on the session's link if there is none.
-    fn claim(&mut self, post: &Post, one_file_system: bool) -> Option<Pid> {
+    fn launch(&mut self, post: &Post, view: &OwnedFd, one_file_system: bool) {
+        let workspace = match view::mounts::workspace_of(view) {
+            Ok(workspace) => workspace,
+            Err(error) => {
+                let step = "take the session's view".into();
+                return supervisor::refuse(&post.link, &Refused { step, answer: error.to_string() });
+            }
+        };
         // Other file systems may not take an id-mapped mount: there the sandbox
         // runs as the owner.
         let own_user = one_file_system || !self.slots.have_users();
         if own_user
             && let Some((pid, spare)) = self.spares.take()
-            && spare.claim(post)
+            && spare.claim(post, &workspace)
         {
             self.given.insert(pid, spare);
-            return Some(pid);
+            return;
         }
         match self.make(own_user) {
             Ok((pid, spare)) => {
                 // If it is not heard of again, the closed link says so.
-                spare.claim(post);
+                spare.claim(post, &workspace);
                 self.given.insert(pid, spare);
-                Some(pid)
             }
             Err(errno) => {
                 let step = "make a process for the sandbox".into();
                 supervisor::refuse(&post.link, &Refused { step, answer: errno.to_string() });
-                None
             }
-        }
-    }
-
-    /// Gives a claimed sandbox its workspace, or ends it.
-    fn hand_over(&mut self, pid: Pid, post: &Post, workspace: Result<OwnedFd, ViewError>) {
-        match workspace {
-            Ok(workspace) => {
-                if let Some(spare) = self.given.get(&pid) {
-                    spare.hand_over(&workspace);
-                }
-            }
-            Err(error) => {
-                let step = "take the session's view".into();
-                supervisor::refuse(&post.link, &Refused { step, answer: error.to_string() });
-                self.call_off(pid);
-            }
-        }
-    }
-
-    /// Ends a sandbox that was claimed and has no workspace.
-    fn call_off(&mut self, pid: Pid) {
-        if let Some(spare) = self.given.get(&pid) {
-            spare.call_off();
         }
     }
 

@@ -132,16 +132,15 @@ struct Supervisor {
 struct Over;
 
 impl Supervisor {
-    /// Gives the sandbox its workspace and says that it stands. What the next
-    /// server must know is written down while the workspace is waited for, or
-    /// else afterwards: nothing has been done by then that it would have to
-    /// know of. An agent that comes up meanwhile is told its turn later.
+    /// Gives the sandbox its workspace, says that it stands, and only then
+    /// writes down what the next server must know: nothing has been done yet
+    /// that it would have to know of. An agent that comes up meanwhile is told
+    /// its turn afterwards.
     fn new(post: &Post, claimed: Claimed, groups: SessionGroups, meter: Meter) -> Result<Self, NotBegun> {
         let refused = |step: &str, errno: Errno| Refused { step: step.into(), answer: errno.to_string() };
         // An agent that cannot be started now is tried with its turn.
-        let ahead = post.at_once.then(|| Started::new(claimed.prepared().control(), 1).ok()).flatten();
-        let found = if claimed.must_wait() { Some(be_found(post, claimed.prepared().known())) } else { None };
-        let init = rustix::io::fcntl_dupfd_cloexec(claimed.prepared().init(), 3)
+        let ahead = post.at_once.then(|| Started::new(claimed.prepared.control(), 1).ok()).flatten();
+        let init = rustix::io::fcntl_dupfd_cloexec(claimed.prepared.init(), 3)
             .map_err(|errno| NotBegun::Refused(refused("keep init's handle", errno)))?;
         let end = |because: NotBegun| {
             launch::end(&init);
@@ -149,11 +148,13 @@ impl Supervisor {
         };
         let Sandbox { known, control, listener: model, enforced, .. } =
             claimed.begin().map_err(|refused| end(NotBegun::Refused(refused)))?;
+        // Init was woken on this processor, where it would wait for us.
+        rustix::thread::sched_yield();
         let lifeline = sys::keep_only_capability(sys::CAP_KILL)
             .and_then(|()| hand_over(&post.link, &Signal::Ready(enforced.clone()), &model))
             .map_err(|errno| end(NotBegun::Refused(refused("set the supervisor up", errno))))?;
         let stand = || -> rustix::io::Result<(Link, OwnedFd)> {
-            let listener = found.unwrap_or_else(|| be_found(post, &known))?;
+            let listener = be_found(post, &known)?;
             let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;
             let link = Link::new(link, listener, model, lifeline, enforced, post.launch.clone())?;
             Ok((link, rustix::io::fcntl_dupfd_cloexec(&post.folder, 3)?))

@@ -9,7 +9,7 @@ mod workspace;
 
 pub(crate) use base::Base;
 pub(crate) use mounts::open_strictly;
-pub(crate) use seen::{KnownScope, Seen};
+pub(crate) use seen::Seen;
 pub(crate) use workspace::{Built, make_folders, restore_modes, still_shows};
 
 /// Why a view could not be built.

@@ -3,9 +3,6 @@
 
 use std::os::fd::OwnedFd;
 
-use cloister_types::scope::SESSIONS;
-use rustix::fs::AtFlags;
-
 use super::ViewError;
 use super::workspace::{Built, Template, blank, make_writable, private_folder, restore_modes};
 use crate::identity::Identity;
@@ -43,14 +40,8 @@ impl Seen {
         self.blanks.extend(blank);
     }
 
-    /// The first step to a view, and the one that may find fault with its
-    /// scope: what the workspace has of it now.
-    pub(crate) fn scope(
-        &mut self,
-        workspace: &OwnedFd,
-        plan: Plan,
-        identity: Identity,
-    ) -> Result<KnownScope, ViewError> {
+    /// Builds the view that `plan` describes from the workspace folder.
+    pub(crate) fn view(&mut self, workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Built, ViewError> {
         restore_modes(workspace);
         self.resting = false;
         let at = self.kept.iter().position(|(seen, _)| seen.root == plan.root && seen.binds == plan.binds);
@@ -58,25 +49,14 @@ impl Seen {
         let template = match known {
             Some(template) => template,
             None => {
-                make_writable(workspace, &plan, identity);
-                Template::build(workspace, &plan, identity)?
+                make_writable(workspace, plan, identity);
+                Template::build(workspace, plan, identity)?
             }
         };
-        Ok(KnownScope { plan, template })
-    }
-
-    /// The second: one session's view of it.
-    pub(crate) fn view(
-        &mut self,
-        workspace: &OwnedFd,
-        scope: KnownScope,
-        identity: Identity,
-    ) -> Result<Built, ViewError> {
-        let KnownScope { plan, template } = scope;
-        let built = private_folder(workspace, &plan, identity)
+        let built = private_folder(workspace, plan, identity)
             .and_then(|own| template.view(&plan.own, own, self.blanks.pop().map_or_else(blank, Ok)?));
         if template.may_be_kept() {
-            self.kept.push((plan, template));
+            self.kept.push((plan.clone(), template));
         }
         while self.kept.len() > SCOPES
             || self.kept.iter().map(|(_, template)| template.mounts()).sum::<usize>() > MOUNTS
@@ -84,19 +64,5 @@ impl Seen {
             self.kept.remove(0);
         }
         built
-    }
-}
-
-/// A scope of which it is known what it shows.
-pub(crate) struct KnownScope {
-    plan: Plan,
-    template: Template,
-}
-
-impl KnownScope {
-    /// Is everything that it shows in the file system of the workspace?
-    pub(crate) fn is_one_file_system(&self, workspace: &OwnedFd) -> bool {
-        let device = |path: &str| rustix::fs::statat(workspace, path, AtFlags::SYMLINK_NOFOLLOW).map(|stat| stat.st_dev);
-        device(".").is_ok_and(|own| self.template.shows_only(own) && device(SESSIONS) == Ok(own))
     }
 }

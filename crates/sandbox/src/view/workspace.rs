@@ -20,7 +20,7 @@ use super::base::PLAIN;
 use super::mounts::{STRICT, attach, bind, clone_mount, handle, tmpfs};
 use crate::identity::Identity;
 use crate::plan::{Bind, IfAbsent, Plan, Root};
-use crate::protocol::{Source, shows_only};
+use crate::protocol::Source;
 use crate::{WORKSPACE, sys};
 
 const FOLDER: Mode = Mode::from_raw_mode(0o755);
@@ -46,10 +46,6 @@ impl Template {
     /// Mounts that it takes.
     pub(super) fn mounts(&self) -> usize {
         self.sources.len() + 1
-    }
-
-    pub(super) fn shows_only(&self, device: u64) -> bool {
-        shows_only(&self.sources, device)
     }
 
     pub(super) fn may_be_kept(&self) -> bool {
