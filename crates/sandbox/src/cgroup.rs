@@ -4,6 +4,7 @@
 //! A sandbox's groups lie below the spawner's own group, in a folder named
 //! after the spawner's pid, so that leftovers of a killed one can be told.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cloister_types::link::Enforced;
+use rustix::process::Pid;
 
 use crate::confine::Limits;
 use crate::identity::Identity;
@@ -38,7 +40,16 @@ pub(crate) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
     /// Our folder in each.
     homes: Rc<[PathBuf]>,
+    /// Groups whose sandboxes are gone: making some costs more than all else
+    /// that a sandbox needs as root.
+    free: VecDeque<SessionGroups>,
 }
+
+/// How many free groups are kept.
+const KEPT: usize = 64;
+/// Bytes still charged to a group (files that its sandbox had used) with which
+/// another sandbox may begin.
+const RESIDUE: u64 = 16 << 20;
 
 const WANTED: [&str; 3] = ["memory", "cpu", "pids"];
 
@@ -79,7 +90,7 @@ impl Cgroups {
             }
         }
         let homes = hierarchies.iter().map(|hierarchy| hierarchy.home.clone()).collect();
-        Ok(Self { hierarchies, homes })
+        Ok(Self { hierarchies, homes, free: VecDeque::new() })
     }
 
     /// Which limits hold for sessions made with these.
@@ -100,8 +111,29 @@ impl Cgroups {
         }
     }
 
+    /// Groups for one sandbox, with its limits, which are those of all.
+    pub(crate) fn take(&mut self, limits: &Limits) -> io::Result<SessionGroups> {
+        // The oldest: the kernel may need a moment to notice that a process is
+        // gone.
+        if self.free.front().is_some_and(SessionGroups::are_empty)
+            && let Some(groups) = self.free.pop_front()
+        {
+            return Ok(groups);
+        }
+        self.create(limits)
+    }
+
+    /// Takes the groups of a sandbox back that is gone.
+    pub(crate) fn give_back(&mut self, groups: SessionGroups) {
+        if self.free.len() < KEPT && groups.charged() <= RESIDUE {
+            self.free.push_back(groups);
+        } else {
+            groups.remove();
+        }
+    }
+
     /// Makes the groups of one sandbox and sets its limits.
-    pub(crate) fn create(&self, limits: &Limits) -> io::Result<SessionGroups> {
+    fn create(&self, limits: &Limits) -> io::Result<SessionGroups> {
         static LAUNCHES: AtomicU64 = AtomicU64::new(0);
         let groups = SessionGroups { homes: self.homes.clone(), name: LAUNCHES.fetch_add(1, Ordering::Relaxed) };
         match self.furnish(&groups, limits) {
@@ -129,7 +161,8 @@ impl Cgroups {
     }
 
     /// Removes this process's folders; they are empty once no sandbox is left.
-    pub(crate) fn remove(&self) {
+    pub(crate) fn remove(&mut self) {
+        self.free.drain(..).for_each(|groups| groups.remove());
         for hierarchy in &self.hierarchies {
             let _ = fs::remove_dir(&hierarchy.home);
         }
@@ -323,6 +356,25 @@ impl SessionGroups {
         Met {
             killed_for_memory: count(&["memory.events", "memory.oom_control"], "oom_kill"),
             forks_refused: count(&["pids.events"], "max"),
+        }
+    }
+
+    fn are_empty(&self) -> bool {
+        self.folders().all(|folder| fs::read_to_string(folder.join("cgroup.procs")).is_ok_and(|pids| pids.is_empty()))
+    }
+
+    /// Bytes of memory that they still account for.
+    fn charged(&self) -> u64 {
+        let files = ["memory.usage_in_bytes", "memory.current"];
+        let texts = self.folders().flat_map(|folder| files.map(|file| fs::read_to_string(folder.join(file))));
+        texts.filter_map(|bytes| bytes.ok()?.trim().parse::<u64>().ok()).sum()
+    }
+
+    /// In a supervisor that ends: its spawner takes the groups back, unless it
+    /// is gone.
+    pub(crate) fn leave(&self, spawner: Option<Pid>) {
+        if rustix::process::getppid() != spawner {
+            self.remove();
         }
     }
 

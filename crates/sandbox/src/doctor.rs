@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::Identity;
 use crate::launch::{self, Parts, Refused};
 use crate::view::{self, Base};
-use crate::{cgroup::Cgroups, confine::Limits, grounds, plan};
+use crate::{cgroup::Cgroups, confine::Limits, grounds};
 
 /// How much a missing feature matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ pub fn probe(executable: &Path) -> std::io::Result<Vec<Finding>> {
 /// Probes in this process, which is of no use afterwards.
 pub(crate) fn probe_here() -> Vec<Finding> {
     let mut findings = vec![landlock()];
-    let (identity, cgroups) = match Identity::current().and_then(|identity| Ok((identity, Cgroups::probe()?))) {
+    let (identity, mut cgroups) = match Identity::current().and_then(|identity| Ok((identity, Cgroups::probe()?))) {
         Ok(found) => found,
         Err(error) => {
             let fix = "give this process a readable /proc".to_owned();
@@ -78,7 +78,7 @@ pub(crate) fn probe_here() -> Vec<Finding> {
             "run Cloister as root, or give your user delegated groups: systemd-run --user --scope -p Delegate=yes cloister serve",
         )
     });
-    let (own_users, trial) = trial(identity, &cgroups);
+    let (own_users, trial) = trial(identity, &mut cgroups);
     findings.push(host_users(identity, own_users));
     findings.push(trial);
     cgroups.remove();
@@ -138,7 +138,7 @@ fn landlock() -> Finding {
 
 /// Makes a whole sandbox on an empty workspace and ends it: whatever the
 /// machine refuses, it refuses here, by name.
-fn trial(identity: Identity, cgroups: &Cgroups) -> (bool, Finding) {
+fn trial(identity: Identity, cgroups: &mut Cgroups) -> (bool, Finding) {
     const FEATURE: &str = "sandbox (user, mount, pid, net, ipc, uts, cgroup namespaces, mount trees, seccomp)";
     match try_sandbox(identity, cgroups) {
         Ok(own_users) => (own_users, Finding::ok(FEATURE, "made one and ended it")),
@@ -150,7 +150,7 @@ fn trial(identity: Identity, cgroups: &Cgroups) -> (bool, Finding) {
 }
 
 /// Whether sandboxes can have host users of their own.
-fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
+fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<bool, Refused> {
     let refused = |step: &str, error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() };
     let session = cloister_types::SessionId::from_random([0; 6]);
     let folder = std::env::temp_dir().join(format!("cloister-doctor-{}", std::process::id()));
@@ -165,14 +165,14 @@ fn try_sandbox(identity: Identity, cgroups: &Cgroups) -> Result<bool, Refused> {
             .is_some();
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
         let base = Base::build(&executable, None).map_err(|error| refused("build the base view", &error))?;
-        let scope = cloister_types::Scope::default();
+        let nothing = cloister_types::scope::FileAccess { read: vec![], write: vec![] };
         let built = view::Seen::default()
-            .view(&workspace, &plan::plan(&scope, &session), identity)
+            .view(&workspace, &nothing, &session, identity)
             .map_err(|error| refused("build a view", &error))?;
         let limits = Limits::default();
         let workspace = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
         let root = base.sandbox_root(identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
-        let groups = cgroups.create(&limits).map_err(|error| refused("make the control groups", &error))?;
+        let groups = cgroups.take(&limits).map_err(|error| refused("make the control groups", &error))?;
         let enforced = cgroups.enforced(identity);
         let parts = Parts { root, network: None, groups: &groups, user: identity, limits: &limits, enforced };
         let launched = launch::prepare(parts).and_then(|(prepared, _)| prepared.begin(workspace));

@@ -87,8 +87,14 @@ pub fn plan(scope: &Scope, session: &SessionId) -> Plan {
     }
     let reserved = |name: &str| WorkspacePath::ROOT.join(name.as_bytes()).unwrap_or_default();
     push(&mut binds, reserved(MEMORY), Access::Write, IfAbsent::Create);
-    let own = reserved(SESSIONS).join(session.as_str().as_bytes()).unwrap_or_default();
-    Plan { root, own, binds }
+    Plan { root, own: private(session), binds }
+}
+
+/// The private folder of a session.
+#[must_use]
+pub fn private(session: &SessionId) -> WorkspacePath {
+    let of_all = WorkspacePath::ROOT.join(SESSIONS.as_bytes()).unwrap_or_default();
+    of_all.join(session.as_str().as_bytes()).unwrap_or_default()
 }
 
 /// Strictly below a writable entry, and not an entry itself.

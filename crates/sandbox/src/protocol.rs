@@ -23,6 +23,9 @@ use crate::quota::Allowance;
 /// through a memfd. Every process that receives has room for one: small ones
 /// keep small processes small.
 const INLINE: usize = 4 << 10;
+/// Bytes of a message in a memfd that are read. The longest scope (2,048 paths
+/// of 4,095 bytes, each escaped) takes less.
+const OUT_OF_LINE: u64 = 64 << 20;
 /// Most descriptors in one message.
 const MAX_FDS: usize = 4;
 
@@ -170,7 +173,9 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(socket: impl AsFd) -> std::i
     }
     let mut file = std::fs::File::from(fds.remove(0));
     std::io::Seek::rewind(&mut file)?;
-    Ok(Some((serde_json::from_reader(std::io::BufReader::new(file))?, fds)))
+    let mut body = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, OUT_OF_LINE), &mut body)?;
+    Ok(Some((serde_json::from_slice(&body)?, fds)))
 }
 
 #[cfg(test)]

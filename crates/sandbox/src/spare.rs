@@ -172,12 +172,14 @@ pub(crate) struct Parts {
     pub(crate) terms: Terms,
     pub(crate) slot: Slot,
     pub(crate) meter: Meter,
+    /// By whom.
+    pub(crate) spawner: Pid,
 }
 
 /// Begins a spare's life, in a fresh fork of the spawner, of which it keeps
 /// what it is made of and no more.
 pub(crate) fn begin(channel: OwnedFd, parts: Parts) {
-    let Parts { root, groups, terms, slot, meter } = parts;
+    let Parts { root, groups, terms, slot, meter, spawner } = parts;
     let (root, refused) = match root {
         Ok(root) => (Some(root), None),
         Err(refused) => (None, Some(refused)),
@@ -191,7 +193,8 @@ pub(crate) fn begin(channel: OwnedFd, parts: Parts) {
     let root = if has_root { kept.next().ok_or_else(lost) } else { Err(refused.unwrap_or_else(lost)) };
     let owners = if has_owners { kept.next() } else { None };
     let network = if has_network { kept.next() } else { None };
-    live(channel, Parts { root, groups, terms, slot: Slot { user, owners, network }, meter: Meter(meter) });
+    let slot = Slot { user, owners, network };
+    live(channel, Parts { root, groups, terms, slot, meter: Meter(meter), spawner });
 }
 
 fn lost() -> Refused {
@@ -201,7 +204,7 @@ fn lost() -> Refused {
 /// A spare's life, in its own process; then the life of the supervisor that it
 /// becomes.
 fn live(channel: OwnedFd, parts: Parts) {
-    let Parts { root, groups, terms, mut slot, meter } = parts;
+    let Parts { root, groups, terms, mut slot, meter, spawner } = parts;
     let Terms { owner, limits, enforced } = terms;
     let user = slot.user.unwrap_or(owner);
     let (mut owners, mut network) = (None, None);
@@ -227,15 +230,15 @@ fn live(channel: OwnedFd, parts: Parts) {
         Some((post, workspace)) => {
             drop(channel);
             let claimed = prepared.map(|prepared| Claimed { prepared, owners, workspace });
-            supervisor::run(post, claimed, groups, meter);
+            supervisor::run(post, claimed, groups.clone(), meter);
         }
         None => {
             if let Ok(prepared) = prepared {
                 launch::end(prepared.init());
             }
-            groups.remove();
         }
     }
+    groups.leave(Some(spawner));
 }
 
 /// What shows the workspace as the sandbox's user's.
@@ -319,7 +322,11 @@ mod tests {
             let (post, workspace) = post();
             assert!(spares.take().unwrap().1.claim(&post, &workspace));
             let (claimed, _) = claimed(&theirs, None).expect("the claim");
-            assert_eq!((claimed.session, claimed.launch.as_str(), claimed.at_once), (post.session, "launch", true), "{read}");
+            assert_eq!(
+                (claimed.session, claimed.launch.as_str(), claimed.at_once),
+                (post.session, "launch", true),
+                "{read}"
+            );
         }
     }
 

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use cloister_types::SessionId;
-use cloister_types::scope::{FileAccess, Scope};
+use cloister_types::scope::FileAccess;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -25,7 +25,7 @@ use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
 use crate::view::{self, Base, Built, Seen, ViewError};
-use crate::{doctor, grounds, plan, supervisor};
+use crate::{doctor, grounds, supervisor};
 
 /// Silence after which something is made for whoever asks next.
 const LULL: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
@@ -104,7 +104,7 @@ impl Spawner {
     /// With it, the server's socket of the meter.
     fn start(control: OwnedFd, setup: &Setup) -> Result<(Self, Meter), (OwnedFd, Fatal)> {
         let identity = setup.identity;
-        let cgroups = match Cgroups::probe() {
+        let mut cgroups = match Cgroups::probe() {
             Ok(cgroups) => cgroups,
             Err(error) => return Err((control, Fatal(format!("look for control groups: {error}")))),
         };
@@ -230,8 +230,7 @@ impl Spawner {
     }
 
     fn view(&mut self, session: &SessionId, file_access: &FileAccess) -> Result<Built, ViewError> {
-        let scope = Scope::parse(file_access).map_err(|error| ViewError::Scope(error.to_string()))?;
-        self.seen.view(&self.workspace, &plan::plan(&scope, session), self.terms.owner)
+        self.seen.view(&self.workspace, file_access, session, self.terms.owner)
     }
 
     fn launch(&mut self, post: &Post, view: &OwnedFd, one_file_system: bool) {
@@ -275,19 +274,20 @@ impl Spawner {
             terms.enforced.host_user = "own".into();
         }
         terms.enforced.image = self.base.is_image();
-        let (groups, refused) = match self.cgroups.create(&terms.limits) {
+        let (groups, refused) = match self.cgroups.take(&terms.limits) {
             Ok(groups) => (groups, None),
             Err(error) => {
                 let step = "make the control groups".into();
                 (self.cgroups.none(), Some(Refused { step, answer: error.to_string() }))
             }
         };
+        let spawner = rustix::process::getpid();
         match sys::fork() {
             Ok(Forked::Child) => {
                 let _ = sys::unblock_signals();
                 let user = slot.user.unwrap_or(terms.owner);
                 let root = refused.map_or_else(|| self.base.sandbox_root(user, &terms.limits).map_err(unbuilt), Err);
-                spare::begin(theirs, Parts { root, groups, terms, slot, meter });
+                spare::begin(theirs, Parts { root, groups, terms, slot, meter, spawner });
                 std::process::exit(0)
             }
             Ok(Forked::Parent { pid, .. }) => {
@@ -307,11 +307,12 @@ impl Spawner {
         let (mut drained, mut meter_ended) = ([0; 1024], false);
         while matches!(rustix::io::read(&self.children, &mut drained), Ok(1..)) {}
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            // It removed its groups itself, unless it was killed.
-            if let Some(groups) = self.started.remove(&pid) {
-                groups.remove();
+            // One that was killed may have left something behind for a moment.
+            match self.started.remove(&pid) {
+                Some(groups) if status.exit_status() == Some(0) => self.cgroups.give_back(groups),
+                Some(groups) => groups.remove(),
+                None => {}
             }
-            // One that was killed may have left its init behind for a moment.
             if let Some(spare) = self.given.remove(&pid).filter(|_| status.exit_status() == Some(0)) {
                 self.slots.give_back(spare.slot());
             }

@@ -207,7 +207,11 @@ impl Sessions {
     }
 
     /// Builds the session's first view and starts a sandbox on it.
-    pub(crate) async fn launch_first(&self, session: &Session, slot: OwnedSemaphorePermit) -> Result<Sandbox, SessionError> {
+    pub(crate) async fn launch_first(
+        &self,
+        session: &Session,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Sandbox, SessionError> {
         let mut kept = session.view.lock().await;
         let (host, id, access) = (self.host.clone(), session.stored.id.clone(), session.stored.file_access.clone());
         let (view, launched) = blocking(move || host.open(&id, &access, &[])).await?;

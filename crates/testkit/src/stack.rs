@@ -189,6 +189,16 @@ impl Stack {
         self.folder.path()
     }
 
+    /// The folders of sandboxes; not the one that is there for the next.
+    #[must_use]
+    pub fn run_folders(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.folder().join("data/run")).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with("next."))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
     /// The `cloister` executable that runs here.
     #[must_use]
     pub fn executable(&self) -> PathBuf {

@@ -65,7 +65,7 @@ async fn a_turn_works_on_and_ends_without_a_server() {
     assert_eq!((turn.end(), turn.text().as_str()), (EventKind::MessageCompleted, "onend"));
     assert_eq!(turn.of(EventKind::TurnResumed).len(), 0);
     assert_eq!(std::fs::read_to_string(stack.workspace().join("effects")).unwrap(), "1\n2\n3\n");
-    let left = std::fs::read_dir(stack.folder().join("data/run")).unwrap().count();
+    let left = stack.run_folders().len();
     assert_eq!(left, 0, "what was left has been taken in");
 }
 

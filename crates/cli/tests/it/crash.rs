@@ -268,8 +268,7 @@ async fn stuck(stack: &Stack, session: &SessionId, turn: &ResponseId, what: &str
         last.push(format!("{} {}", event.name, event.raw));
     }
     let (sandbox, agent) = (stack.processes().sandbox(session.as_str()), stack.processes().agent(session.as_str()));
-    let run: Vec<_> =
-        std::fs::read_dir(stack.folder().join("data/run")).unwrap().flatten().map(|entry| entry.path()).collect();
+    let run: Vec<_> = stack.run_folders();
     panic!("{what} is stuck: {record:#?}\n{last:#?}\n{sandbox:?} agent {agent:?}\n{run:#?}");
 }
 

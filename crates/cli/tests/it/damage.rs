@@ -32,8 +32,7 @@ async fn killed(provider: &Scripted) -> (Stack, SessionId, ResponseId) {
 }
 
 fn run_folder(stack: &Stack) -> PathBuf {
-    let mut folders = std::fs::read_dir(stack.folder().join("data/run")).unwrap().flatten();
-    folders.next().expect("a run folder").path()
+    stack.run_folders().into_iter().next().expect("a run folder")
 }
 
 fn effects(stack: &Stack) -> String {

@@ -38,8 +38,14 @@ async fn settled(stack: &Stack, spawner: u32) -> (Vec<u32>, Vec<String>) {
         stack.processes().supervisors().next().is_none() && all.len() == SPARES && all.iter().all(whole)
     })
     .await;
-    (spares(spawner), groups(spawner))
+    // Those that nobody is in are for the next sandboxes.
+    let taken =
+        |group: &String| std::fs::read_to_string(format!("{group}/cgroup.procs")).is_ok_and(|pids| !pids.is_empty());
+    (spares(spawner), groups(spawner).into_iter().filter(taken).collect())
 }
+
+/// Controllers of control groups, and groups that a spawner keeps for reuse.
+const MOST_GROUPS: usize = 3 * (SPARES + 64);
 
 /// But for the networks and host users that the next sandboxes get.
 fn open_files(pid: u32) -> usize {
@@ -172,12 +178,13 @@ async fn many_sessions_and_a_killed_server_leave_nothing() {
         until("the spawners of killed servers are gone", || earlier.iter().all(|pid| is_gone(*pid))).await;
         let (_, of_spares) = settled(&stack, *last).await;
         assert!(of_spares.len() <= SPARES * 8, "{who:?}: {of_spares:?}");
+        assert!(groups(*last).len() <= MOST_GROUPS, "{who:?}: {:?}", groups(*last));
         for spawner in earlier {
             assert_eq!(groups(*spawner), Vec::<String>::new(), "{who:?}");
         }
         assert_eq!(std::fs::read_to_string("/proc/self/mountinfo").unwrap(), mounts, "{who:?}");
         assert_eq!(std::fs::read_dir(stack.workspace().join(".sessions")).unwrap().count(), 0, "{who:?}");
-        assert_eq!(std::fs::read_dir(stack.folder().join("data/run")).unwrap().count(), 0, "{who:?}");
+        assert_eq!(stack.run_folders().len(), 0, "{who:?}");
         assert_eq!(stack.terminate().await.code(), Some(0), "{who:?}");
         assert!(is_gone(*last), "{who:?}");
     }

@@ -29,7 +29,7 @@ async fn sigterm_to_dev_ends_everything_with_status_0_and_a_terminal_event() {
     let record = stack.client.session(&session).await.unwrap();
     assert_eq!(record.last_response.unwrap().error.unwrap().error.as_str(), "interrupted");
     assert_eq!(stack.bash(&session, "echo on").await.0, "on\n");
-    let left = std::fs::read_dir(stack.folder().join("data/run")).unwrap().count();
+    let left = stack.run_folders().len();
     assert_eq!(left, 1, "the folders of sandboxes that are gone");
 }
 

@@ -160,16 +160,20 @@ impl View {
     /// it still mounted in the view?
     #[must_use]
     pub fn is_stale(&self, workspace: impl AsFd) -> bool {
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let Ok(shown) = openat2(&self.tree, WORKSPACE, flags, Mode::empty(), ResolveFlags::IN_ROOT) else {
+            return true;
+        };
         self.sources.iter().any(|source| {
             let now = openat2(
                 workspace.as_fd(),
                 source.path.as_slice(),
-                OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                flags,
                 Mode::empty(),
                 ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
             );
             let now = now.and_then(fstat).ok().map(|stat| (stat.st_dev, stat.st_ino));
-            now != source.identity || !still_shows(&self.tree, source)
+            now != source.identity || !still_shows(&shown, source)
         })
     }
 

@@ -155,8 +155,15 @@ impl Host {
     /// for. What cannot be made is made, or refused, with that launch.
     fn make_next_folder(&self) {
         let mut next = self.next_folder();
-        if next.is_none() {
+        if next.is_none() && !self.lock().stopped {
             *next = NextFolder::make(&self.run).ok();
+        }
+    }
+
+    /// Removes it: there is no launch any more.
+    pub(super) fn forget_next_folder(&self) {
+        if let Some(next) = self.next_folder().take() {
+            next.made.remove();
         }
     }
 
@@ -213,10 +220,6 @@ impl NextFolder {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(made.path(), flags, Mode::empty()).inspect_err(|_| made.remove())?;
         Ok(Self { launch, made, handle })
-    }
-
-    pub(super) fn remove(self) {
-        self.made.remove();
     }
 }
 

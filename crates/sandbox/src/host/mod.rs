@@ -239,9 +239,12 @@ impl Host {
 
     /// Hangs up; sandboxes with a turn go on without a server.
     pub fn let_go(&self) {
-        let mut state = self.lock();
-        state.stopped = true;
-        state.running = None;
+        {
+            let mut state = self.lock();
+            state.stopped = true;
+            state.running = None;
+        }
+        self.forget_next_folder();
     }
 
     /// Hangs up and waits for the spawner, which ends with its last sandbox.
@@ -251,6 +254,7 @@ impl Host {
             state.stopped = true;
             state.running.take()
         };
+        self.forget_next_folder();
         let Some(Running { control, mut child, meter }) = running else { return };
         drop((control, meter));
         end(&mut child);
@@ -272,8 +276,5 @@ fn end(child: &mut Child) {
 impl Drop for Host {
     fn drop(&mut self) {
         self.stop();
-        if let Some(next) = self.next_folder.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            next.remove();
-        }
     }
 }

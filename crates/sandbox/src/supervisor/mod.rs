@@ -35,9 +35,9 @@ use crate::cgroup::SessionGroups;
 use crate::extent;
 use crate::init;
 use crate::launch::{self, Refused, Sandbox};
-use crate::spare::Claimed;
 use crate::quota::Meter;
 use crate::run::{About, Known, spool_name};
+use crate::spare::Claimed;
 use crate::spool::Spool;
 use crate::sys;
 
@@ -71,7 +71,7 @@ pub(crate) struct Post {
 /// session's sandbox ends. Descriptors travel with the first frame.
 pub(crate) fn run(post: Post, claimed: Result<Claimed, Refused>, groups: SessionGroups, meter: Meter) {
     let begun = claimed.map_err(NotBegun::Refused);
-    match begun.and_then(|claimed| Supervisor::new(&post, claimed, groups.clone(), meter)) {
+    match begun.and_then(|claimed| Supervisor::new(&post, claimed, groups, meter)) {
         Ok(mut supervisor) => {
             supervisor.supervise();
             supervisor.kill();
@@ -79,7 +79,6 @@ pub(crate) fn run(post: Post, claimed: Result<Claimed, Refused>, groups: Session
         Err(NotBegun::Refused(refused)) => refuse(&post.link, &refused),
         Err(NotBegun::Announced) => {}
     }
-    groups.remove();
 }
 
 /// Gives up what no supervisor needs, not even to take its sandbox over.

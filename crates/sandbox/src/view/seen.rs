@@ -3,10 +3,13 @@
 
 use std::os::fd::OwnedFd;
 
+use cloister_types::SessionId;
+use cloister_types::scope::{FileAccess, Scope};
+
 use super::ViewError;
 use super::workspace::{Built, Template, blank, make_writable, private_folder, restore_modes};
 use crate::identity::Identity;
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 
 /// Most mounts that are kept; a mount namespace holds 100,000
 /// (`fs.mount-max`).
@@ -18,10 +21,17 @@ const SCOPES: usize = 64;
 /// for its `.sessions`, which is most of what it takes to clone a view.
 const BLANKS: usize = 4;
 
+/// A scope that was seen: as it was declared, how it is shown, and that.
+struct Kept {
+    declared: FileAccess,
+    plan: Plan,
+    template: Template,
+}
+
 /// The scopes that were seen, the last one last.
 #[derive(Default)]
 pub(crate) struct Seen {
-    kept: Vec<(Plan, Template)>,
+    kept: Vec<Kept>,
     blanks: Vec<OwnedFd>,
     /// One could not be made: the next view says why.
     resting: bool,
@@ -40,27 +50,43 @@ impl Seen {
         self.blanks.extend(blank);
     }
 
-    /// Builds the view that `plan` describes from the workspace folder.
-    pub(crate) fn view(&mut self, workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Built, ViewError> {
+    /// Builds a session's view of the workspace folder.
+    pub(crate) fn view(
+        &mut self,
+        workspace: &OwnedFd,
+        declared: &FileAccess,
+        session: &SessionId,
+        identity: Identity,
+    ) -> Result<Built, ViewError> {
         restore_modes(workspace);
         self.resting = false;
-        let at = self.kept.iter().position(|(seen, _)| seen.root == plan.root && seen.binds == plan.binds);
-        let known = at.map(|at| self.kept.remove(at).1).filter(|template| template.is_fresh(workspace));
-        let template = match known {
-            Some(template) => template,
+        let (plan, known) = match self.kept.iter().position(|kept| kept.declared == *declared) {
+            Some(at) => {
+                let Kept { plan, template, .. } = self.kept.remove(at);
+                (Plan { own: plan::private(session), ..plan }, Some(template))
+            }
             None => {
-                make_writable(workspace, plan, identity);
-                Template::build(workspace, plan, identity)?
+                let scope = Scope::parse(declared).map_err(|error| ViewError::Scope(error.to_string()))?;
+                let plan = plan::plan(&scope, session);
+                // It may have been declared in other words.
+                let same = |kept: &Kept| kept.plan.root == plan.root && kept.plan.binds == plan.binds;
+                let at = self.kept.iter().position(same);
+                (plan, at.map(|at| self.kept.remove(at).template))
             }
         };
-        let built = private_folder(workspace, plan, identity)
+        let template = match known.filter(|template| template.is_fresh(workspace)) {
+            Some(template) => template,
+            None => {
+                make_writable(workspace, &plan, identity);
+                Template::build(workspace, &plan, identity)?
+            }
+        };
+        let built = private_folder(workspace, &plan, identity)
             .and_then(|own| template.view(&plan.own, own, self.blanks.pop().map_or_else(blank, Ok)?));
         if template.may_be_kept() {
-            self.kept.push((plan.clone(), template));
+            self.kept.push(Kept { declared: declared.clone(), plan, template });
         }
-        while self.kept.len() > SCOPES
-            || self.kept.iter().map(|(_, template)| template.mounts()).sum::<usize>() > MOUNTS
-        {
+        while self.kept.len() > SCOPES || self.kept.iter().map(|kept| kept.template.mounts()).sum::<usize>() > MOUNTS {
             self.kept.remove(0);
         }
         built

@@ -54,9 +54,10 @@ impl Template {
 
     /// Would it be built of the same things now?
     pub(super) fn is_fresh(&self, workspace: &OwnedFd) -> bool {
+        let Ok(shown) = handle(&self.tree, WORKSPACE) else { return false };
         self.sources.iter().all(|source| {
             let now = statat(workspace, source.path.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
-            source.identity == now.ok().map(|stat| (stat.st_dev, stat.st_ino)) && still_shows(&self.tree, source)
+            source.identity == now.ok().map(|stat| (stat.st_dev, stat.st_ino)) && still_shows(&shown, source)
         })
     }
 
@@ -107,18 +108,14 @@ pub(super) fn blank() -> Result<OwnedFd, ViewError> {
     tmpfs(&[("size", "16k"), ("nr_inodes", "4"), ("mode", "0755")], PLAIN).map_err(ViewError::at("make .sessions"))
 }
 
-/// Does a view still have the mount of a source? Whoever removes the folder that
+/// Does a view, whose workspace this is, still have the mount of a source? Whoever removes the folder that
 /// something is mounted on takes the mount away, in every view; and a folder
 /// that is made in its place may have the same inode.
-pub(crate) fn still_shows(tree: impl AsFd, source: &Source) -> bool {
+pub(crate) fn still_shows(shown: impl AsFd, source: &Source) -> bool {
     let Some(identity) = source.identity else { return true };
-    let mut path = WORKSPACE.as_bytes().to_vec();
-    if !source.path.is_empty() {
-        path.push(b'/');
-        path.extend_from_slice(&source.path);
-    }
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    statx(tree, path.as_slice(), flags, StatxFlags::INO).is_ok_and(|stat| {
+    let mut flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    flags.set(AtFlags::EMPTY_PATH, source.path.is_empty());
+    statx(shown, source.path.as_slice(), flags, StatxFlags::INO).is_ok_and(|stat| {
         let device = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
         (device, stat.stx_ino) == identity && stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
     })
