@@ -33,8 +33,11 @@ async fn a_full_disk_is_said_ends_turns_by_name_loses_nothing_and_passes() {
     while seen.last().is_none_or(|event: &cloister_client::Event| event.kind != Some(EventKind::ToolUseStop)) {
         seen.push(events.next().await.unwrap().unwrap());
     }
-    std::fs::write(stack.workspace().join("go"), "").unwrap();
+    // Nobody writes while it fills: who does would give up the reserve, and the
+    // filler would take that as well.
+    std::fs::write(stack.workspace().join("ready"), "").unwrap();
     let filler = disk.fill();
+    std::fs::rename(stack.workspace().join("ready"), stack.workspace().join("go")).unwrap();
     // The running turn ends, by name.
     while let Some(event) = events.next().await.unwrap() {
         seen.push(event);
