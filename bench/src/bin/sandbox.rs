@@ -124,6 +124,7 @@ impl Bench {
             }
         };
         let stood = now();
+        launched.link.write_all(&encode(&Order::Begin).expect("a frame")).expect("the link");
         let mut rest = Vec::new();
         let _ = launched.link.read_to_end(&mut rest);
         let spool = launched.folder.spool(&ResponseId::from_random([2; 12]), 1, 0).expect("a spool");

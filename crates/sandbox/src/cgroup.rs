@@ -47,6 +47,8 @@ pub(crate) struct Cgroups {
 
 /// How many free groups are kept.
 const KEPT: usize = 64;
+/// Free groups that are looked at when some are needed.
+const LOOKS: usize = 4;
 /// Bytes still charged to a group (files that its sandbox had used) with which
 /// another sandbox may begin.
 const RESIDUE: u64 = 16 << 20;
@@ -113,18 +115,24 @@ impl Cgroups {
 
     /// Groups for one sandbox, with its limits, which are those of all.
     pub(crate) fn take(&mut self, limits: &Limits) -> io::Result<SessionGroups> {
-        // The oldest: the kernel may need a moment to notice that a process is
-        // gone.
-        if self.free.front().is_some_and(SessionGroups::are_empty)
-            && let Some(groups) = self.free.pop_front()
-        {
-            return Ok(groups);
+        // The oldest first: the kernel may need a moment to notice that a
+        // process is gone.
+        for _ in 0..LOOKS {
+            match self.free.pop_front() {
+                Some(groups) if groups.are_empty() => return Ok(groups),
+                Some(groups) => self.free.push_back(groups),
+                None => break,
+            }
         }
         self.create(limits)
     }
 
     /// Takes the groups of a sandbox back that is gone.
     pub(crate) fn give_back(&mut self, groups: SessionGroups) {
+        // Those of a sandbox that got none are none.
+        if !Rc::ptr_eq(&groups.homes, &self.homes) {
+            return;
+        }
         if self.free.len() < KEPT && groups.charged() <= RESIDUE {
             self.free.push_back(groups);
         } else {
@@ -397,6 +405,36 @@ impl SessionGroups {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn free_groups_are_used_again_and_no_groups_never() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("home");
+        let hierarchy = Hierarchy { version: 2, controllers: vec![], home: home.clone() };
+        let homes = Rc::from([home.clone()]);
+        let mut cgroups = Cgroups { hierarchies: vec![hierarchy], homes, free: VecDeque::new() };
+        // A sandbox that could have none is refused; what it had is not had by
+        // the next.
+        assert!(cgroups.take(&Limits::default()).is_err());
+        let none = cgroups.none();
+        cgroups.give_back(none);
+        fs::create_dir(&home).unwrap();
+        let groups = cgroups.take(&Limits::default()).unwrap();
+        let own = home.join(groups.name.to_string());
+        assert!(own.is_dir());
+        // Not while somebody is in them.
+        fs::write(own.join("cgroup.procs"), "77\n").unwrap();
+        cgroups.give_back(groups);
+        let other = cgroups.take(&Limits::default()).unwrap();
+        assert_ne!(home.join(other.name.to_string()), own);
+        fs::write(own.join("cgroup.procs"), "").unwrap();
+        assert_eq!(home.join(cgroups.take(&Limits::default()).unwrap().name.to_string()), own);
+        // Nor with much to account for.
+        fs::write(own.join("memory.current"), "99999999\n").unwrap();
+        fs::write(own.join("cgroup.procs"), "").unwrap();
+        cgroups.give_back(other);
+        assert_eq!(cgroups.free.len(), 1);
+    }
 
     #[test]
     fn mount_points_are_found_by_version_and_controllers() {

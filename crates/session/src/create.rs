@@ -85,15 +85,19 @@ impl Sessions {
     }
 
     async fn first_launch(&self, session: &Arc<Session>) -> Result<(), SessionError> {
-        match self.slot().await {
-            Ok(slot) => {
-                let sandbox = self.launch_first(session, slot).await?;
-                session.inner.lock().await.sandbox = Some(sandbox);
+        // With a place at hand, all at once. Otherwise the view first: a scope
+        // that is refused must not cost somebody else a sandbox.
+        let sandbox = match self.slots.clone().try_acquire_owned() {
+            Ok(slot) => self.launch_first(session, slot).await?,
+            Err(_) => {
+                let view = self.view(session, true).await?;
+                // All places taken by working sessions: this one starts with
+                // its first message, when there may be one.
+                let Ok(slot) = self.slot().await else { return Ok(()) };
+                self.launch(session, view, slot, [].into()).await?
             }
-            // All places taken by working sessions: this one starts with its
-            // first message, when there may be one.
-            Err(_) => drop(self.view(session, true).await?),
-        }
+        };
+        session.inner.lock().await.sandbox = Some(sandbox);
         Ok(())
     }
 }

@@ -203,7 +203,10 @@ impl Sessions {
     ) -> Result<Sandbox, SessionError> {
         let (host, id, for_launch) = (self.host.clone(), session.stored.id.clone(), view.clone());
         let launched = blocking(move || host.launch(&id, &for_launch, &order)).await?;
-        self.take_launched(session, view, slot, launched).await
+        let mut sandbox = self.take_launched(session, view, slot, launched).await?;
+        // If it hangs up at once, following it says so.
+        let _ = sandbox.command(&Command::Begin).await;
+        Ok(sandbox)
     }
 
     /// Builds the session's first view and starts a sandbox on it.
@@ -233,8 +236,6 @@ impl Sessions {
         match self.give_way_out(session, WayOut { listener, lifeline }) {
             Ok(()) => Ok(sandbox),
             Err(error) => {
-                // Its turn may have begun already; it is not to go on beside
-                // another attempt.
                 sandbox.stop().await;
                 Err(error)
             }

@@ -183,8 +183,12 @@ pub enum Command {
         /// Proves that the server knows which sandbox it talks to.
         launch: String,
     },
-    /// Run a turn.
+    /// Run a turn. One that came along with the launch waits for
+    /// [`Command::Begin`].
     Start(Box<TurnStart>),
+    /// The launch is whole, on the server's side as well: without this word
+    /// the turn that came along with it is begun by somebody else.
+    Begin,
     /// Cancel the turn that runs.
     Cancel {
         /// Which one: a late cancel must not hit the next turn.

@@ -52,7 +52,9 @@ impl Host {
 
     /// Starts a sandbox on a view that this host built. With an order, a
     /// [`Command::Start`](cloister_types::link::Command) that is already a
-    /// frame, its turn begins as soon as the sandbox stands.
+    /// frame, its agent comes up at once, and its turn begins with
+    /// [`Command::Begin`](cloister_types::link::Command), which is the caller's
+    /// to send when it is ready to follow.
     ///
     /// # Errors
     /// [`HostError::Refused`] names the step that the kernel refused.
@@ -69,7 +71,7 @@ impl Host {
         match once() {
             // A spare that died as it was claimed; nothing of it is left, and
             // it had not begun.
-            Err(HostError::Gone(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => once(),
+            Err(HostError::Gone(error)) if hung_up(&error) => once(),
             outcome => outcome,
         }
     }
@@ -103,7 +105,7 @@ impl Host {
         match (launched, view) {
             (Ok(launched), Some(view)) => Ok((view, launched)),
             // As in a launch.
-            (Err(HostError::Gone(error)), Some(view)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            (Err(HostError::Gone(error)), Some(view)) if hung_up(&error) => {
                 self.launch(session, &view, order).map(|launched| (view, launched))
             }
             (Err(error), _) => Err(error),
@@ -191,6 +193,11 @@ impl Host {
         folder.remove();
         Err(refusal)
     }
+}
+
+/// Did the other side of a link end? Without having read what was sent, too.
+fn hung_up(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset)
 }
 
 /// What a supervisor is given, as the server holds it.

@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use cloister_types::ErrorCode;
-use cloister_types::link::{Command, Fact, Outcome, Signal, Spooling, ToAgent};
+use cloister_types::link::{Command, Fact, Outcome, Signal, Spooling, ToAgent, TurnStart};
 use cloister_types::transcript::Usage;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -124,6 +124,9 @@ struct Supervisor {
     serial: u64,
     /// An agent that was started before its turn was read.
     ahead: Option<Started>,
+    /// The turn that came along with the launch, and whether it may begin.
+    along: Option<Box<TurnStart>>,
+    begun: bool,
     dead: bool,
 }
 
@@ -140,6 +143,7 @@ impl Supervisor {
         // An agent that cannot be started now is tried with its turn.
         let ahead = post.at_once.then(|| Started::new(claimed.prepared.control(), 1).ok()).flatten();
         let init = rustix::io::fcntl_dupfd_cloexec(claimed.prepared.init(), 3)
+            .inspect_err(|_| launch::end(claimed.prepared.init()))
             .map_err(|errno| NotBegun::Refused(refused("keep init's handle", errno)))?;
         let end = |because: NotBegun| {
             launch::end(&init);
@@ -161,8 +165,23 @@ impl Supervisor {
         let (link, folder) = stand().map_err(|_| end(NotBegun::Announced))?;
         let serial = u64::from(ahead.is_some());
         let (meter, told_busy) = (Some(meter), false);
-        let (work, ended, dead) = (None, None, false);
-        Ok(Self { link, folder, init, control, groups, meter, told_busy, work, ended, serial, ahead, dead })
+        let (work, ended, along, begun, dead) = (None, None, None, !post.at_once, false);
+        Ok(Self {
+            link,
+            folder,
+            init,
+            control,
+            groups,
+            meter,
+            told_busy,
+            work,
+            ended,
+            serial,
+            ahead,
+            along,
+            begun,
+            dead,
+        })
     }
 
     /// Ends with the sandbox, with a stop, or when there is nobody to work for.
@@ -197,7 +216,14 @@ impl Supervisor {
         for command in commands {
             match command {
                 Command::Adopt { .. } => {}
-                Command::Start(start) => self.start(*start),
+                Command::Start(start) if self.begun => self.start(*start),
+                Command::Start(start) => self.along = Some(start),
+                Command::Begin => {
+                    self.begun = true;
+                    if let Some(start) = self.along.take() {
+                        self.start(*start);
+                    }
+                }
                 Command::Cancel { response_id } => {
                     if let Some(work) = self.work.as_mut().filter(|work| *work.turn.id() == response_id)
                         && work.cancelled.is_none()

@@ -3,7 +3,7 @@
 //! for more of them than a sample (root alone: others may not trace what has
 //! closed itself).
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -132,6 +132,7 @@ fn sandbox(folder: &Path) -> String {
         Ok(opened) => opened,
         Err(error) => return said(error),
     };
+    let _ = launched.link.write_all(&encode(&Command::Begin).unwrap());
     let _ = launched.link.read_to_end(&mut Vec::new());
     let report = std::fs::read_to_string(folder.join("workspace/.memory/report"));
     let spool = launched.folder.spool(&ResponseId::from_random([2; 12]), 1, 0);

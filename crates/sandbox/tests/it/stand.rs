@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cloister_sandbox::confine::Limits;
 use cloister_sandbox::host::{Ground, Host, HostError};
@@ -100,6 +101,39 @@ fn a_scope_through_a_link_is_refused_by_name() {
     std::os::unix::fs::symlink("/etc", folder.path().join("workspace/link")).unwrap();
     let refused = host.view(&session, &FileAccess { read: vec!["link".into()], write: vec![] });
     assert!(matches!(refused, Err(HostError::Scope(message)) if message.contains("symbolic link")));
+}
+
+/// Says so if it is told a turn.
+const TOLD: &str =
+    "#!/usr/bin/env python3\nimport socket\nif socket.socket(fileno=0).recv(1): open('.memory/told', 'w')\n";
+
+#[test]
+fn a_turn_that_comes_along_begins_when_the_server_is_ready_and_else_never() {
+    for begins in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let host = host(folder.path(), TOLD);
+        let session = SessionId::from_random([1; 6]);
+        // More than the link takes before anybody reads.
+        let order = Command::Start(Box::new(TurnStart { context: "x".repeat(2 << 20), ..start(&session) }));
+        let order = encode(&order).unwrap();
+        let (_view, mut launched) = host.open(&session, &FileAccess::everything(), &order).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let told = folder.path().join("workspace/.memory/told");
+        assert!(!told.exists(), "it has begun by itself");
+        if begins {
+            launched.link.write_all(&encode(&Command::Begin).unwrap()).unwrap();
+            while launched.link.read(&mut [0; 4096]).unwrap() > 0 {}
+        }
+        // The server is gone, as far as the supervisor can tell.
+        launched.link.shutdown(std::net::Shutdown::Both).unwrap();
+        let began = std::time::Instant::now();
+        while !host.measure(&session).is_empty() {
+            assert!(began.elapsed() < Duration::from_secs(10), "the sandbox goes on without a server");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(told.exists(), begins);
+        assert_eq!(launched.folder.spool(&ResponseId::from_random([2; 12]), 1, 0).unwrap().is_some(), begins);
+    }
 }
 
 #[test]
