@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
 use crate::launch::{self, Parts, Refused};
-use crate::view::{self, Base};
+use crate::view::{self, Base, Site};
 use crate::{cgroup::Cgroups, confine::Limits, grounds};
 
 /// How much a missing feature matters.
@@ -75,11 +75,14 @@ pub(crate) fn probe_here() -> Vec<Finding> {
             "control groups",
             Verdict::Weaker,
             format!("memory {}, cpu {}, processes {}", enforced.memory, enforced.cpu, enforced.pids),
-            "run Cloister as root, or give your user delegated groups: systemd-run --user --scope -p Delegate=yes cloister serve",
+            match identity.root_mode {
+                true => "start Cloister as a service that is given its groups: systemd-run -p Delegate=yes cloister serve",
+                false => "run Cloister as root, or give your user delegated groups: systemd-run --user --scope -p Delegate=yes cloister serve",
+            },
         )
     });
-    let (own_users, trial) = trial(identity, &mut cgroups);
-    findings.push(host_users(identity, own_users));
+    let (shown, trial) = trial(identity, &mut cgroups);
+    findings.push(host_users(identity, shown.own_users));
     findings.push(trial);
     cgroups.remove();
     findings
@@ -93,8 +96,10 @@ fn host_users(identity: Identity, own_users: bool) -> Finding {
         (true, false) => Finding::lacking(
             FEATURE,
             Verdict::Weaker,
-            format!("all sandboxes of a tenant run as host user {uid}: the temporary folder takes no id-mapped mount"),
-            "keep data (and TMPDIR, for this test) on ext4, XFS, btrfs or tmpfs",
+            format!(
+                "all sandboxes of a tenant run as host user {uid}: tmpfs (before Linux 6.3) or the temporary folder takes no id-mapped mount"
+            ),
+            "boot Linux 6.3 or newer, and keep data (and TMPDIR, for this test) on ext4, XFS, btrfs or tmpfs",
         ),
         (false, _) => Finding::lacking(
             FEATURE,
@@ -136,21 +141,33 @@ fn landlock() -> Finding {
     }
 }
 
+/// What a whole sandbox, made on trial, has shown.
+#[derive(Default)]
+struct Shown {
+    /// Sandboxes can have host users of their own.
+    own_users: bool,
+    /// Trees need no place in the spawner's namespace.
+    detached_trees: bool,
+}
+
 /// Makes a whole sandbox on an empty workspace and ends it: whatever the
 /// machine refuses, it refuses here, by name.
-fn trial(identity: Identity, cgroups: &mut Cgroups) -> (bool, Finding) {
+fn trial(identity: Identity, cgroups: &mut Cgroups) -> (Shown, Finding) {
     const FEATURE: &str = "sandbox (user, mount, pid, net, ipc, uts, cgroup namespaces, mount trees, seccomp)";
     match try_sandbox(identity, cgroups) {
-        Ok(own_users) => (own_users, Finding::ok(FEATURE, "made one and ended it")),
+        Ok(shown) => {
+            let trees = if shown.detached_trees { "detached" } else { "of the spawner (as before Linux 6.15)" };
+            let finding = Finding::ok(FEATURE, format!("made one and ended it; mount trees: {trees}"));
+            (shown, finding)
+        }
         Err(refused) => {
             let fix = fix_for(&refused.step, &refused.answer);
-            (false, Finding::lacking(FEATURE, Verdict::Missing, refused.to_string(), fix))
+            (Shown::default(), Finding::lacking(FEATURE, Verdict::Missing, refused.to_string(), fix))
         }
     }
 }
 
-/// Whether sandboxes can have host users of their own.
-fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<bool, Refused> {
+fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<Shown, Refused> {
     let refused = |step: &str, error: &dyn std::fmt::Display| Refused { step: step.into(), answer: error.to_string() };
     let session = cloister_types::SessionId::from_random([0; 6]);
     let folder = std::env::temp_dir().join(format!("cloister-doctor-{}", std::process::id()));
@@ -164,14 +181,18 @@ fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<bool, Refuse
             .map_err(|error| refused("find host users for sandboxes", &error))?
             .is_some();
         let executable = std::env::current_exe().map_err(|error| refused("find this executable", &error))?;
-        let base = Base::build(&executable, None).map_err(|error| refused("build the base view", &error))?;
+        let unbuilt = |error| refused("build the base view", &error);
+        let agent = Base::agent(&executable).map_err(unbuilt)?;
+        let site = Site::find().map_err(|errno| refused("find out how views are built", &errno))?;
+        let base = Base::build(&site, agent, None).map_err(unbuilt)?;
         let nothing = cloister_types::scope::FileAccess { read: vec![], write: vec![] };
         let built = view::Seen::default()
-            .view(&workspace, &nothing, &session, identity)
+            .view(&site, &workspace, &nothing, &session, identity)
             .map_err(|error| refused("build a view", &error))?;
         let limits = Limits::default();
         let workspace = view::mounts::workspace_of(&built.tree).map_err(|error| refused("open the view", &error))?;
-        let root = base.sandbox_root(identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
+        let root =
+            base.sandbox_root(&site, identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
         let groups = cgroups.take(&limits).map_err(|error| refused("make the control groups", &error))?;
         let enforced = cgroups.enforced(identity);
         let parts = Parts { root, network: None, groups: &groups, user: identity, limits: &limits, enforced };
@@ -180,7 +201,7 @@ fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<bool, Refuse
             launch::end(&sandbox.init);
         }
         groups.remove();
-        launched.map(|_| own_users)
+        launched.map(|_| Shown { own_users, detached_trees: site.is_nowhere() })
     })();
     let _ = std::fs::remove_dir_all(&folder);
     outcome
@@ -211,7 +232,7 @@ pub fn fix_for(step: &str, answer: &str) -> String {
         return "a file system below the workspace takes no id-mapped mount: keep everything in it on ext4, XFS, btrfs or tmpfs".into();
     }
     if step.contains("view") || step.contains("tree") || step.contains("root") {
-        return "mounting onto a detached tree needs Linux 6.15 or newer; check with: uname -r".into();
+        return "mount trees need Linux 5.12 or newer (mount_setattr); check with: uname -r".into();
     }
     "see docs/errors/sandbox_unavailable.md (cloister explain sandbox_unavailable)".into()
 }

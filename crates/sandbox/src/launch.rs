@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use cloister_types::link::Enforced;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use serde::{Deserialize, Serialize};
@@ -234,7 +235,9 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
     let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
     mounts::attach(&root, &spot).map_err(Refused::at("move the root tree in"))?;
     let terminals = mounts::terminals().map_err(Refused::at("make the terminals (devpts)"))?;
-    for (mount, folder) in [(proc, "proc"), (terminals, "dev/pts")] {
+    let memory = |size| memory(size).map_err(Refused::at("make the temporary folders (tmpfs)"));
+    let (temporary, shared) = (memory(limits.tmp_bytes)?, memory(limits.tmp_bytes / 4)?);
+    for (mount, folder) in [(proc, "proc"), (terminals, "dev/pts"), (temporary, "tmp"), (shared, "dev/shm")] {
         let target = rustix::fs::openat(&root, folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(Refused::at(&format!("open the new /{folder}")))?;
         mounts::attach(mount, target).map_err(Refused::at(&format!("attach /{folder}")))?;
@@ -254,6 +257,13 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
     rustix::io::write(&last, b"0").map_err(Refused::at("forbid nested mount namespaces"))?;
     drop(last);
     confine::close(limits, enforced).map_err(Refused::at("confine"))
+}
+
+/// A folder for everybody in memory, with room for so many bytes.
+fn memory(bytes: u64) -> Result<OwnedFd, Errno> {
+    let (size, inodes, id) = (bytes.to_string(), (bytes / 4096).max(1024).to_string(), INSIDE_ID.to_string());
+    let options = [("size", &*size), ("nr_inodes", &inodes), ("mode", "1777"), ("uid", &id), ("gid", &id)];
+    mounts::tmpfs(&options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
 }
 
 /// Writes 0 to the per-namespace limits, so that nesting fails even if the

@@ -96,7 +96,8 @@ pub(crate) enum Request {
 /// The answer to [`Request::View`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ViewReply {
-    /// The tree comes along as a descriptor.
+    /// The tree comes along as a descriptor; with a second one, which shows the
+    /// spawner that it is needed, if the tree does not end with the first.
     Built {
         /// What it shows.
         sources: Vec<Source>,

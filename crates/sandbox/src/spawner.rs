@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cloister_types::SessionId;
 use cloister_types::scope::FileAccess;
@@ -24,7 +24,7 @@ use crate::slots::Slots;
 use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
-use crate::view::{self, Base, Built, Seen, ViewError};
+use crate::view::{self, Base, Built, Image, Lent, Seen, Site, ViewError};
 use crate::{doctor, grounds, supervisor};
 
 /// Silence after which something is made for whoever asks next.
@@ -76,9 +76,11 @@ struct Spawner {
     control: OwnedFd,
     children: OwnedFd,
     workspace: OwnedFd,
+    site: Site,
     base: Base,
     slots: Slots,
     seen: Seen,
+    lent: Lent,
     terms: Terms,
     cgroups: Cgroups,
     office: Office,
@@ -92,7 +94,9 @@ struct Spawner {
 /// What a spawner is made of, once the kernel has granted it.
 struct Granted {
     workspace: OwnedFd,
+    site: Site,
     base: Base,
+    lent: Lent,
     children: OwnedFd,
     office: Office,
     meter: Meter,
@@ -109,7 +113,7 @@ impl Spawner {
             Err(error) => return Err((control, Fatal(format!("look for control groups: {error}")))),
         };
         match Self::prepare(identity, setup) {
-            Ok(Granted { workspace, base, children, office, meter, ids }) => {
+            Ok(Granted { workspace, site, base, lent, children, office, meter, ids }) => {
                 let slots = Slots::new(ids);
                 let mut enforced = cgroups.enforced(identity);
                 if setup.quota {
@@ -122,9 +126,11 @@ impl Spawner {
                     control,
                     children,
                     workspace,
+                    site,
                     base,
                     slots,
                     seen,
+                    lent,
                     terms,
                     cgroups,
                     office,
@@ -155,21 +161,25 @@ impl Spawner {
             .map_err(|errno| fatal(&format!("open the workspace {}", setup.workspace.display()), &errno))?;
         grounds::reserved_folders(&workspace, identity)
             .map_err(|errno| fatal("make the workspace's reserved folders", &errno))?;
-        let base =
-            Base::build(&setup.agent, setup.image.as_deref()).map_err(|error| fatal("build the base view", &error))?;
+        let unbuilt = |error| fatal("build the base view", &error);
+        let agent = Base::agent(&setup.agent).map_err(unbuilt)?;
+        let image = setup.image.as_deref().map(Image::open).transpose().map_err(unbuilt)?;
         let office = Office::open(&workspace, setup.allowance).map_err(|errno| fatal("start the meter", &errno))?;
+        let site = Site::find().map_err(|errno| fatal("find out how views are built", &errno))?;
+        let lent = Lent::new().map_err(|errno| fatal("watch for views that are given back", &errno))?;
+        let base = Base::build(&site, agent, image).map_err(unbuilt)?;
         let meter = office.join().map_err(|error| fatal("join the meter", &error))?;
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
         let ids =
             grounds::own_users(&workspace, identity).map_err(|error| fatal("find host users for sandboxes", &error))?;
-        Ok(Granted { workspace, base, children, office, meter, ids })
+        Ok(Granted { workspace, site, base, lent, children, office, meter, ids })
     }
 
     fn serve(mut self) {
         loop {
             let patience = (self.spares.wants() || self.seen.wants()).then_some(&LULL);
-            let mut waiting =
-                vec![PollFd::new(&self.control, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
+            let own = [self.control.as_fd(), self.children.as_fd(), self.lent.as_fd()];
+            let mut waiting: Vec<PollFd<'_>> = own.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
             waiting.extend(self.spares.channels());
             let woken = match poll(&mut waiting, patience) {
                 Ok(woken) => woken,
@@ -187,7 +197,10 @@ impl Spawner {
                 }
                 continue;
             }
-            self.spares.hear(&ready[2..]);
+            self.spares.hear(&ready[3..]);
+            if ready[2] {
+                self.lent.take_back();
+            }
             // Without a meter nothing more is started; the server finds another
             // spawner, with another meter.
             if ready[1] && self.reap() {
@@ -207,11 +220,11 @@ impl Spawner {
         match (request, fds.len()) {
             (Request::View { session, file_access }, 1) => {
                 let built = self.view(&session, &file_access);
-                reply(&fds[0], built);
+                self.reply(&fds[0], built);
             }
             (Request::Launch { session, launch, one_file_system, at_once }, 3) => {
                 let Ok([link, view, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
-                self.launch(&Post { link, folder, session, launch, at_once }, &view, one_file_system);
+                self.launch(&Post { link, folder, session, launch, at_once }, view.as_fd(), one_file_system);
             }
             (Request::Open { session, file_access, launch, at_once }, 3) => {
                 let Ok([asker, link, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
@@ -219,9 +232,9 @@ impl Spawner {
                 if let Ok(built) = &built {
                     let device = rustix::fs::fstat(&self.workspace).map(|stat| stat.st_dev);
                     let one_file_system = device.is_ok_and(|device| shows_only(&built.sources, device));
-                    self.launch(&Post { link, folder, session, launch, at_once }, &built.tree, one_file_system);
+                    self.launch(&Post { link, folder, session, launch, at_once }, built.tree.as_fd(), one_file_system);
                 }
-                reply(&asker, built);
+                self.reply(&asker, built);
             }
             // Only our own server talks here; a mismatch is a bug of ours, and
             // dropping the descriptors tells it.
@@ -230,10 +243,28 @@ impl Spawner {
     }
 
     fn view(&mut self, session: &SessionId, file_access: &FileAccess) -> Result<Built, ViewError> {
-        self.seen.view(&self.workspace, file_access, session, self.terms.owner)
+        self.seen.view(&self.site, &self.workspace, file_access, session, self.terms.owner)
     }
 
-    fn launch(&mut self, post: &Post, view: &OwnedFd, one_file_system: bool) {
+    /// Tells how a view came out. The asker may be gone; that is its own affair.
+    fn reply(&mut self, asker: &OwnedFd, built: Result<Built, ViewError>) {
+        let built = built.and_then(|Built { tree, sources }| {
+            let (root, stand) = tree.into_parts();
+            let lease = stand.map(|stand| self.lent.lend(stand)).transpose();
+            let lease = lease.map_err(|errno| ViewError::Kernel { step: "lend the view".into(), errno })?;
+            Ok((sources, [Some(root), lease]))
+        });
+        let _ = match built {
+            Ok((sources, fds)) => {
+                let fds: Vec<BorrowedFd<'_>> = fds.iter().flatten().map(AsFd::as_fd).collect();
+                protocol::send(asker, &ViewReply::Built { sources }, &fds)
+            }
+            Err(ViewError::Scope(message)) => protocol::send(asker, &ViewReply::Scope(message), &[]),
+            Err(error) => protocol::send(asker, &ViewReply::Kernel(error.to_string()), &[]),
+        };
+    }
+
+    fn launch(&mut self, post: &Post, view: BorrowedFd<'_>, one_file_system: bool) {
         let workspace = match view::mounts::workspace_of(view) {
             Ok(workspace) => workspace,
             Err(error) => {
@@ -286,7 +317,8 @@ impl Spawner {
             Ok(Forked::Child) => {
                 let _ = sys::unblock_signals();
                 let user = slot.user.unwrap_or(terms.owner);
-                let root = refused.map_or_else(|| self.base.sandbox_root(user, &terms.limits).map_err(unbuilt), Err);
+                let root = || self.base.sandbox_root(&self.site, user, &terms.limits).map_err(unbuilt);
+                let root = refused.map_or_else(root, Err);
                 spare::begin(theirs, Parts { root, groups, terms, slot, meter, spawner });
                 std::process::exit(0)
             }
@@ -307,6 +339,7 @@ impl Spawner {
         let (mut drained, mut meter_ended) = ([0; 1024], false);
         while matches!(rustix::io::read(&self.children, &mut drained), Ok(1..)) {}
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            self.site.clear(pid);
             // One that was killed may have left something behind for a moment.
             match self.started.remove(&pid) {
                 Some(groups) if status.exit_status() == Some(0) => self.cgroups.give_back(groups),
@@ -340,15 +373,6 @@ impl Spawner {
         // It ends when nobody who writes is left.
         self.office.close();
     }
-}
-
-/// Tells how a view came out. The asker may be gone; that is its own affair.
-fn reply(asker: &OwnedFd, built: Result<Built, ViewError>) {
-    let _ = match built {
-        Ok(Built { tree, sources }) => protocol::send(asker, &ViewReply::Built { sources }, &[tree.as_fd()]),
-        Err(ViewError::Scope(message)) => protocol::send(asker, &ViewReply::Scope(message), &[]),
-        Err(error) => protocol::send(asker, &ViewReply::Kernel(error.to_string()), &[]),
-    };
 }
 
 fn unbuilt(error: ViewError) -> Refused {

@@ -12,5 +12,13 @@ mod wait;
 pub use processes::{Processes, Sandbox, children, descendants, is_gone, is_meter};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};
-pub use stack::{As, Options, Stack, Turn, freeze, kill, script, thaw};
+pub use stack::{As, ORDINARY, Options, Stack, Turn, freeze, kill, script, thaw};
 pub use wait::until;
+
+/// Major and minor version of the kernel, for what older ones lack.
+#[must_use]
+pub fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}

@@ -40,7 +40,7 @@ impl As {
 }
 
 /// Host user of the stack when root runs the tests as an ordinary user.
-const ORDINARY: u32 = 54_321;
+pub const ORDINARY: u32 = 54_321;
 
 /// How to start a stack.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +53,8 @@ pub struct Options {
     pub serve: bool,
     /// Variables of the server's environment.
     pub environment: Vec<(String, String)>,
+    /// Control group that the server is started in.
+    pub group: Option<PathBuf>,
 }
 
 /// A running stack; ended when dropped.
@@ -93,6 +95,16 @@ fn open_up(folder: &Path) {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).expect("permissions");
 }
 
+/// A program that begins as root, which may move it, in a control group.
+fn in_group(group: &Path, as_ordinary: bool, program: &Path) -> Command {
+    let user = if as_ordinary { ORDINARY } else { 0 };
+    let become_user = format!("setpriv --reuid {user} --regid {user} --clear-groups");
+    let script = format!("echo $$ > \"$0/cgroup.procs\" && exec {become_user} \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).arg(group).arg(program);
+    command
+}
+
 impl Stack {
     /// Starts a stack with nothing but defaults.
     pub async fn start() -> Self {
@@ -128,7 +140,12 @@ impl Stack {
     async fn launch(folder: TempDir, options: Options, address: &str) -> Self {
         let ready = folder.path().join("ready.json");
         let _ = std::fs::remove_file(&ready);
-        let mut command = Command::new(executables().join("cloister"));
+        let as_ordinary = options.as_user && rustix::process::geteuid().is_root();
+        let program = executables().join("cloister");
+        let mut command = match &options.group {
+            Some(group) => in_group(group, as_ordinary, &program),
+            None => Command::new(program),
+        };
         command.args([if options.serve { "serve" } else { "dev" }, "--listen", address, "--data"]);
         command.arg(folder.path().join("data"));
         if options.serve {
@@ -145,7 +162,7 @@ impl Stack {
             // A bare name, as people type it.
             command.args(["--config", "config.toml"]);
         }
-        if options.as_user && rustix::process::geteuid().is_root() {
+        if as_ordinary && options.group.is_none() {
             command.uid(ORDINARY).gid(ORDINARY);
         }
         let mut child = command.spawn().expect("start cloister");

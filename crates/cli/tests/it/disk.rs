@@ -34,6 +34,27 @@ impl SmallDisk {
         Some(Self::mounted(folder))
     }
 
+    /// Makes and mounts one that keeps to limits of projects, where root and the
+    /// kernel can.
+    pub(crate) fn mount_with_projects(mebibytes: u64) -> Option<Self> {
+        if !is_root() {
+            eprintln!("SKIPPED: only root can mount a file system");
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("disk-").tempdir().unwrap();
+        let image = folder.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        run("mkfs.ext4", &["-q".as_ref(), "-O".as_ref(), "project,quota".as_ref(), image.as_ref()]);
+        let at = folder.path().join("testkit-disk");
+        std::fs::create_dir(&at).unwrap();
+        let mounted = Command::new("mount").args(["-o", "loop,prjquota"]).args([&image, &at]).output().unwrap();
+        if mounted.status.success() {
+            return Some(Self { folder, at });
+        }
+        eprintln!("SKIPPED: the kernel must know project quotas: {}", String::from_utf8_lossy(&mounted.stderr));
+        None
+    }
+
     /// Makes and mounts a btrfs, where root and the kernel can.
     pub(crate) fn mount_btrfs(mebibytes: u64) -> Option<Self> {
         if !is_root() || !std::fs::read_to_string("/proc/filesystems").unwrap_or_default().contains("btrfs") {

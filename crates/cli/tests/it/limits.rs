@@ -1,5 +1,9 @@
 //! Ceilings of a turn and of a sandbox.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
 use cloister_testkit::{As, Options, Stack};
 use cloister_types::event::EventKind;
 use serde_json::{Value, json};
@@ -78,4 +82,80 @@ async fn idle_sandboxes_make_room_and_working_ones_do_not() {
     cloister_testkit::Turn::collect(first).await;
     assert_eq!(stack.bash(&sessions[2], "echo now").await.0, "now\n");
     drop(second);
+}
+
+/// A group of version 2 that the test hands on; removed when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn make() -> Option<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let offered = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        if !offered.contains("memory") || As::all().len() < 2 {
+            eprintln!("SKIPPED: only root can make groups, and version 2 must have the memory controller");
+            return None;
+        }
+        std::fs::write(root.join("cgroup.subtree_control"), "+memory +cpu +pids").unwrap();
+        let made = root.join(format!("testkit-{}-{}", std::process::id(), rand()));
+        std::fs::create_dir(&made).unwrap();
+        Some(Self(made))
+    }
+
+    fn give_to(&self, user: u32) {
+        for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
+            std::os::unix::fs::chown(self.0.join(file), Some(user), Some(user)).unwrap();
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let began = Instant::now();
+        let _ = std::fs::remove_dir(self.0.join("cloister-server"));
+        while std::fs::remove_dir(&self.0).is_err() && began.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(20));
+            let _ = std::fs::remove_dir(self.0.join("cloister-server"));
+        }
+    }
+}
+
+fn rand() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0)
+}
+
+#[tokio::test]
+async fn limits_hold_where_a_group_is_left_to_the_server_and_else_it_says_so() {
+    for (who, left) in [(As::Root, true), (As::User, true), (As::Root, false)] {
+        let Some(group) = Group::make() else { return };
+        match (who, left) {
+            (As::User, _) => group.give_to(cloister_testkit::ORDINARY),
+            // As systemd does for a unit with `Delegate=yes`.
+            (As::Root, true) => {
+                let script = "import os,sys; os.setxattr(sys.argv[1], 'trusted.delegate', b'1')";
+                let mark = Command::new("python3").args(["-c", script]).arg(&group.0).status().unwrap();
+                assert!(mark.success());
+            }
+            (As::Root, false) => {}
+        }
+        let config = "[sandbox]\nmemory_bytes = 100000000\n";
+        let stack = Stack::with(Options {
+            config: Some(config.into()),
+            as_user: who == As::User,
+            group: Some(group.0.clone()),
+            ..Options::default()
+        })
+        .await;
+        let session = stack.session().await;
+        let (said, failed) = stack.bash(&session, "python3 -c 'x = bytearray(400000000); print(\"got it\")'").await;
+        assert!(failed && !said.contains("got it"), "{who:?}: {said}");
+        let sandbox = stack.client.session(&session).await.unwrap().sandbox.unwrap();
+        let found = [sandbox.memory.as_str(), &sandbox.cpu, &sandbox.pids];
+        if left {
+            assert_eq!(found, ["cgroup-v2"; 3], "{who:?}");
+            assert!(said.contains("out of memory"), "{who:?}: {said}");
+        } else {
+            assert_eq!(found, ["rlimit-per-process", "none", "rlimit-per-namespace"], "{who:?}");
+        }
+        drop(stack);
+    }
 }

@@ -14,8 +14,18 @@ const PROBES: [(&str, &str, usize); 2] = [
 ];
 
 /// Errno names that count as "denied".
-const DENIED: [&str; 9] =
-    ["EPERM", "EROFS", "EACCES", "ENOSYS", "ENOTTY", "EAFNOSUPPORT", "ENOSPC", "EPROTONOSUPPORT", "ESRCH"];
+const DENIED: [&str; 10] = [
+    "EPERM",
+    "EROFS",
+    "EACCES",
+    "ENOSYS",
+    "ENOTTY",
+    "EAFNOSUPPORT",
+    "ENOSPC",
+    "EPROTONOSUPPORT",
+    "ESRCH",
+    "ENOPROTOOPT",
+];
 
 #[tokio::test]
 async fn nothing_gets_out() {

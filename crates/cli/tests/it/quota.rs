@@ -218,8 +218,18 @@ async fn a_tool_that_runs_out_of_memory_or_processes_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_file_system_with_quotas_keeps_to_the_limit_itself() {
+async fn btrfs_keeps_to_the_limit_itself() {
     let Some(disk) = crate::disk::SmallDisk::mount_btrfs(400) else { return };
+    keeps_to_the_limit_itself(disk).await;
+}
+
+#[tokio::test]
+async fn a_file_system_with_project_quotas_keeps_to_the_limit_itself() {
+    let Some(disk) = crate::disk::SmallDisk::mount_with_projects(400) else { return };
+    keeps_to_the_limit_itself(disk).await;
+}
+
+async fn keeps_to_the_limit_itself(disk: crate::disk::SmallDisk) {
     let config = "[workspace]\nbytes = 20000000\n";
     let folder = disk.folder();
     std::fs::write(folder.path().join("config.toml"), config).unwrap();

@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 use cloister_types::WorkspacePath;
 use cloister_types::scope::SESSIONS;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fstat, openat, openat2, statat, statx,
 };
@@ -110,6 +111,8 @@ const TRIES: usize = 128;
 #[derive(Debug)]
 pub struct View {
     tree: OwnedFd,
+    /// Keeps the tree standing, on kernels where it does not by itself.
+    lease: Option<OwnedFd>,
     sources: Vec<Source>,
     identity: Identity,
     /// Device of the sealed skeleton: read-only there means "not in scope".
@@ -127,6 +130,7 @@ pub struct View {
 impl View {
     pub(crate) fn new(
         tree: OwnedFd,
+        lease: Option<OwnedFd>,
         sources: Vec<Source>,
         identity: Identity,
         generation: u64,
@@ -138,7 +142,7 @@ impl View {
             outside.push(statat(&tree, path, AtFlags::SYMLINK_NOFOLLOW)?.st_ino);
         }
         let root_mount = mount_of(&tree)?;
-        Ok(Self { tree, sources, identity, skeleton, sessions, outside, root_mount, generation })
+        Ok(Self { tree, lease, sources, identity, skeleton, sessions, outside, root_mount, generation })
     }
 
     /// Does everything that it shows lie on one device?
@@ -191,6 +195,8 @@ impl View {
         loop {
             match openat2(&self.tree, full.as_slice(), flags | OFlags::CLOEXEC | extra, Mode::empty(), resolve) {
                 Err(Errno::AGAIN) if tries < TRIES => tries += 1,
+                // It has fallen, and shows nothing of what it did.
+                Err(Errno::NOENT) if self.has_fallen() => return Err(Errno::AGAIN),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
                 Ok(found) => {
@@ -202,6 +208,15 @@ impl View {
                 }
             }
         }
+    }
+
+    /// Did the process end that keeps the tree standing?
+    fn has_fallen(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| {
+            let mut lease = [PollFd::new(lease, PollFlags::empty())];
+            let _ = poll(&mut lease, Some(&Timespec::default()));
+            lease[0].revents().contains(PollFlags::ERR)
+        })
     }
 
     /// The folder that holds `path`, and the name in it.

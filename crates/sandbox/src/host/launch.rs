@@ -115,8 +115,10 @@ impl Host {
 
     fn hear_view(&self, answer: &OwnedFd, generation: u64) -> Result<View, HostError> {
         match protocol::receive(answer).inspect_err(|error| self.give_up(error))? {
-            Some((ViewReply::Built { sources }, mut fds)) if fds.len() == 1 => {
-                Ok(View::new(fds.remove(0), sources, self.identity, generation)?)
+            Some((ViewReply::Built { sources }, fds)) => {
+                let mut fds = fds.into_iter();
+                let tree = fds.next().ok_or_else(|| std::io::Error::other("a view without its tree"))?;
+                Ok(View::new(tree, fds.next(), sources, self.identity, generation)?)
             }
             Some((ViewReply::Scope(message), _)) => Err(HostError::Scope(message)),
             Some((ViewReply::Kernel(message), _)) => Err(refused(message)),

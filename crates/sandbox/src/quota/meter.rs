@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::fstatvfs;
+use rustix::fs::{Mode, OFlags, fstat, fstatvfs, openat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -33,18 +33,18 @@ impl Office {
     /// Starts the meter of a workspace.
     pub(crate) fn open(workspace: &OwnedFd, allowance: Allowance) -> rustix::io::Result<Self> {
         let (control, theirs) = pair()?;
-        let workspace = rustix::io::fcntl_dupfd_cloexec(workspace, 3)?;
+        let Place { workspace, disk } = Place::of(workspace)?;
         match sys::fork()? {
             Forked::Child => {
                 let _ = sys::unblock_signals();
                 let _ = rustix::thread::set_name(c"cloister-meter");
-                let kept = sys::keep_only(vec![theirs, workspace]).map(<[OwnedFd; 2]>::try_from);
-                if let Ok(Ok([control, workspace])) = kept
+                let kept = sys::keep_only(vec![theirs, workspace, disk]).map(<[OwnedFd; 3]>::try_from);
+                if let Ok(Ok([control, workspace, disk])) = kept
                     && sys::drop_bounding_set()
                         .and_then(|()| sys::keep_only_capability(sys::CAP_DAC_READ_SEARCH))
                         .is_ok()
                 {
-                    run(control, &workspace, allowance);
+                    run(control, &Place { workspace, disk }, allowance);
                 }
                 std::process::exit(0)
             }
@@ -85,8 +85,28 @@ struct Member {
     live: Amount,
 }
 
+/// What is measured.
+struct Place {
+    workspace: OwnedFd,
+    /// Something else on the same disk: the folder above. Where a project is
+    /// limited, its folders give the project's room for the disk's.
+    disk: OwnedFd,
+}
+
+impl Place {
+    fn of(workspace: &OwnedFd) -> rustix::io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let device = |folder: &OwnedFd| fstat(folder).map(|stat| stat.st_dev);
+        let own = device(workspace)?;
+        let above = openat(workspace, "..", flags, Mode::empty()).ok();
+        let copy = || rustix::io::fcntl_dupfd_cloexec(workspace, 3);
+        let disk = above.filter(|above| device(above) == Ok(own)).map_or_else(copy, Ok)?;
+        Ok(Self { workspace: copy()?, disk })
+    }
+}
+
 /// Until spawner and members are gone.
-fn run(control: OwnedFd, workspace: &OwnedFd, allowance: Allowance) {
+fn run(control: OwnedFd, place: &Place, allowance: Allowance) {
     let mut control = Some(control);
     let mut members: Vec<Member> = Vec::new();
     let mut gauge = Gauge::new(allowance);
@@ -104,7 +124,7 @@ fn run(control: OwnedFd, workspace: &OwnedFd, allowance: Allowance) {
         drop(waiting);
         let mut woken = ready.iter().copied();
         members.retain_mut(|member| {
-            let stays = !woken.next().unwrap_or_default() || hear(member, &mut gauge, workspace).is_some();
+            let stays = !woken.next().unwrap_or_default() || hear(member, &mut gauge, place).is_some();
             if !stays {
                 gauge.settle(member.live, false);
             }
@@ -121,18 +141,18 @@ fn run(control: OwnedFd, workspace: &OwnedFd, allowance: Allowance) {
             }
         }
         if members.iter().any(|member| member.busy) {
-            look(&mut gauge, workspace, &mut members);
+            look(&mut gauge, place, &mut members);
         }
     }
 }
 
 /// What a member says; `None` if it is gone.
-fn hear(member: &mut Member, gauge: &mut Gauge, workspace: &OwnedFd) -> Option<()> {
+fn hear(member: &mut Member, gauge: &mut Gauge, place: &Place) -> Option<()> {
     match protocol::receive::<Word>(&member.socket).ok()??.0 {
         Word::Busy(busy) => member.busy = busy,
         Word::Found(wrote) => gauge.found(wrote),
         Word::Reserve(more) => {
-            let said = match reserve(gauge, workspace, more) {
+            let said = match reserve(gauge, place, more) {
                 None => {
                     member.live = member.live.plus(more);
                     Said::Granted
@@ -150,16 +170,16 @@ fn hear(member: &mut Member, gauge: &mut Gauge, workspace: &OwnedFd) -> Option<(
 }
 
 /// Grants room, or says why not.
-fn reserve(gauge: &mut Gauge, workspace: &OwnedFd, more: Amount) -> Option<Full> {
+fn reserve(gauge: &mut Gauge, place: &Place, more: Amount) -> Option<Full> {
     // A workspace that cannot be looked at cannot be written either; the write
     // itself says why.
-    let (free, size) = disk(workspace).ok()?;
+    let (free, size) = disk(&place.disk).ok()?;
     if let Some(full) = gauge.disk(free.bytes.saturating_sub(more.bytes), size) {
         return Some(full);
     }
     let mut fits = gauge.fits(more, free);
     if fits != Some(true) {
-        count(gauge, workspace, free);
+        count(gauge, &place.workspace, free);
         fits = gauge.fits(more, free);
     }
     if fits == Some(false) {
@@ -170,10 +190,10 @@ fn reserve(gauge: &mut Gauge, workspace: &OwnedFd, more: Amount) -> Option<Full>
 }
 
 /// Counts if it is time to, and tells the busy what they must know.
-fn look(gauge: &mut Gauge, workspace: &OwnedFd, members: &mut [Member]) {
-    let Ok((free, size)) = disk(workspace) else { return };
+fn look(gauge: &mut Gauge, place: &Place, members: &mut [Member]) {
+    let Ok((free, size)) = disk(&place.disk) else { return };
     if gauge.is_due(free, Instant::now()) {
-        count(gauge, workspace, free);
+        count(gauge, &place.workspace, free);
     }
     if let Some((why, stage)) = gauge.news(gauge.disk(free.bytes, size), free.bytes) {
         for member in members.iter().filter(|member| member.busy) {
@@ -191,8 +211,8 @@ fn count(gauge: &mut Gauge, workspace: &OwnedFd, free: Amount) {
 }
 
 /// What the disk has free, and its size in bytes.
-fn disk(workspace: &OwnedFd) -> rustix::io::Result<(Amount, u64)> {
-    let stat = fstatvfs(workspace)?;
+fn disk(folder: &OwnedFd) -> rustix::io::Result<(Amount, u64)> {
+    let stat = fstatvfs(folder)?;
     let free = Amount { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), files: stat.f_ffree };
     Ok((free, stat.f_blocks.saturating_mul(stat.f_frsize)))
 }
@@ -210,7 +230,7 @@ mod tests {
         let workspace: OwnedFd = std::fs::File::open(folder.path()).unwrap().into();
         let (control, theirs) = pair().unwrap();
         let allowance = Allowance { bytes: 20 * MB, files: 100, free_bytes: 0 };
-        let meter = std::thread::spawn(move || run(theirs, &workspace, allowance));
+        let meter = std::thread::spawn(move || run(theirs, &Place::of(&workspace).unwrap(), allowance));
         let join = || {
             let (ours, theirs) = pair().unwrap();
             protocol::send(&control, &Join, &[theirs.as_fd()]).unwrap();

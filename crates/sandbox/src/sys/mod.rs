@@ -6,6 +6,7 @@ mod btrfs;
 mod identity;
 mod mount;
 mod process;
+mod project;
 mod seccomp;
 
 pub(crate) use btrfs::{create_subvolume, limit_subvolume};
@@ -20,6 +21,7 @@ pub(crate) use process::{
     Forked, close_from, exec, fork, fork_into, keep_only, loopback_up, lower_limit, set_standard, signal_all_others,
     start_program, unblock_signals, unshare, watch_children,
 };
+pub(crate) use project::{is_free_project, limit_project, limits_projects, make_project, project_of};
 pub(crate) use seccomp::{Instruction, install, landlock_version};
 
 /// Turns a raw return value into a result.

@@ -3,7 +3,7 @@
 //! cloned for each sandbox.
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, mkdirat, mknodat, openat, symlinkat};
@@ -12,6 +12,7 @@ use rustix::mount::MountAttrFlags;
 use super::ViewError;
 use super::image::{self, Image};
 use super::mounts::{attach, bind, clone_mount, handle, host, tmpfs};
+use super::site::{Site, Tree};
 use crate::confine::Limits;
 use crate::identity::Identity;
 use crate::{AGENT, INSIDE_ID, WORKSPACE, sys};
@@ -46,14 +47,21 @@ pub(super) const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union
 pub(crate) struct Base {
     /// Of the host's programs, a whole root; beside an image, what is put into
     /// it: `/dev` and `/opt/sandbox`.
-    tree: OwnedFd,
+    tree: Tree,
     image: Option<Image>,
 }
 
 impl Base {
+    /// Opens the agent's executable.
+    pub(crate) fn agent(path: &Path) -> Result<OwnedFd, ViewError> {
+        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(ViewError::at(format!("open the agent at {}", path.display())))
+    }
+
     /// Builds the tree, with the agent's executable in its place.
-    pub(crate) fn build(agent: &Path, image: Option<&Path>) -> Result<Self, ViewError> {
-        let tree = tmpfs(&[("size", "2m"), ("mode", "0755")], PLAIN).map_err(ViewError::at("make the root (tmpfs)"))?;
+    pub(crate) fn build(site: &Site, agent: OwnedFd, image: Option<Image>) -> Result<Self, ViewError> {
+        let tree = tmpfs(&[("size", "2m"), ("mode", "0755")], PLAIN).and_then(|tree| site.stand(tree));
+        let tree = tree.map_err(ViewError::at("make the root (tmpfs)"))?;
         for folder in
             ["dev", "dev/pts", "dev/shm", "opt", "opt/sandbox", "opt/sandbox/bin", "opt/sandbox/lib", WORKSPACE]
         {
@@ -71,48 +79,21 @@ impl Base {
         for name in DEVICES {
             device(&tree, name).map_err(ViewError::at(format!("bind /dev/{name}")))?;
         }
-        place_host_file(&tree, AGENT.trim_start_matches('/'), agent)
-            .map_err(ViewError::at(format!("open the agent at {}", agent.display())))?;
-        let image = match image {
-            Some(folder) => {
-                image::bring_libraries(&tree).map_err(ViewError::at("bind the agent's libraries"))?;
-                Some(Image::open(folder)?)
-            }
-            None => {
-                host_programs(&tree)?;
-                None
-            }
-        };
+        place_file(&tree, AGENT.trim_start_matches('/'), bind(agent, true)).map_err(ViewError::at("bind the agent"))?;
+        match image {
+            Some(_) => image::bring_libraries(&tree).map_err(ViewError::at("bind the agent's libraries"))?,
+            None => host_programs(&tree)?,
+        }
         sys::set_mount_attributes(&tree, sys::ATTR_RDONLY, false).map_err(ViewError::at("seal the root"))?;
         Ok(Self { tree, image })
     }
 
-    /// The root of one sandbox, with its own `/tmp`. The workspace's mount
-    /// point is empty.
-    pub(crate) fn sandbox_root(&self, identity: Identity, limits: &Limits) -> Result<OwnedFd, ViewError> {
-        let root = match &self.image {
-            None => clone_mount(&self.tree, true).map_err(ViewError::at("clone the base tree"))?,
-            Some(image) => {
-                let root = image.layered(identity, limits)?;
-                for folder in ["dev", "opt/sandbox"] {
-                    let at = |errno| ViewError::Kernel { step: format!("put /{folder} into the image"), errno };
-                    let part = clone_mount(handle(&self.tree, folder).map_err(at)?, true).map_err(at)?;
-                    attach(part, handle(&root, folder).map_err(at)?).map_err(at)?;
-                }
-                root
-            }
-        };
-        let (uid, gid) = (identity.uid.to_string(), identity.gid.to_string());
-        for (folder, size, mode) in [("tmp", limits.tmp_bytes, "1777"), ("dev/shm", limits.tmp_bytes / 4, "1777")] {
-            let inodes = (size / 4096).max(1024).to_string();
-            let size = size.to_string();
-            let options =
-                [("size", size.as_str()), ("nr_inodes", &inodes), ("mode", mode), ("uid", &uid), ("gid", &gid)];
-            let mount = tmpfs(&options, PLAIN).map_err(ViewError::at(format!("make /{folder} (tmpfs)")))?;
-            let target = handle(&root, folder).map_err(ViewError::at(format!("open /{folder}")))?;
-            attach(mount, target).map_err(ViewError::at(format!("attach /{folder}")))?;
+    /// The root of one sandbox. Mount points of what is its own are empty.
+    pub(crate) fn sandbox_root(&self, site: &Site, user: Identity, limits: &Limits) -> Result<OwnedFd, ViewError> {
+        match &self.image {
+            None => clone_mount(&self.tree, true).map_err(ViewError::at("clone the base tree")),
+            Some(image) => image.layered(site, &self.tree, user, limits),
         }
-        Ok(root)
     }
 
     /// Do sandboxes have an image of their own, which they may change?
@@ -122,7 +103,7 @@ impl Base {
 }
 
 /// The host's programs, and the little of its `/etc` that they need.
-fn host_programs(tree: &OwnedFd) -> Result<(), ViewError> {
+fn host_programs(tree: &Tree) -> Result<(), ViewError> {
     for folder in ["etc", "etc/ssl", "proc", "tmp"] {
         mkdirat(tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
     }
@@ -142,7 +123,7 @@ fn host_programs(tree: &OwnedFd) -> Result<(), ViewError> {
 }
 
 /// A system folder: bound if it is one, linked again if it is a link.
-fn system(tree: &OwnedFd, name: &str) -> rustix::io::Result<()> {
+fn system(tree: &Tree, name: &str) -> rustix::io::Result<()> {
     let path = format!("/{name}");
     match std::fs::read_link(&path) {
         Ok(target) => return symlinkat(target.as_path(), tree, name),
@@ -153,7 +134,7 @@ fn system(tree: &OwnedFd, name: &str) -> rustix::io::Result<()> {
     attach(bind(host(&path)?, true)?, handle(tree, name)?)
 }
 
-fn device(tree: &OwnedFd, name: &str) -> rustix::io::Result<()> {
+fn device(tree: &Tree, name: &str) -> rustix::io::Result<()> {
     let source = host(&format!("/dev/{name}"))?;
     // The one place where devices stay devices; everything else is nodev.
     let mount = clone_mount(source, false).and_then(|mount| {
@@ -163,7 +144,7 @@ fn device(tree: &OwnedFd, name: &str) -> rustix::io::Result<()> {
     place_file(tree, &format!("dev/{name}"), mount)
 }
 
-fn etc(tree: &OwnedFd, name: &str) -> rustix::io::Result<()> {
+fn etc(tree: &Tree, name: &str) -> rustix::io::Result<()> {
     let path = format!("/etc/{name}");
     let inside = format!("etc/{name}");
     let Ok(metadata) = std::fs::metadata(&path) else { return Ok(()) };
@@ -177,17 +158,17 @@ fn etc(tree: &OwnedFd, name: &str) -> rustix::io::Result<()> {
 }
 
 /// Binds a file of the host, read-only.
-pub(super) fn place_host_file(tree: &OwnedFd, path: &str, source: &Path) -> rustix::io::Result<()> {
+pub(super) fn place_host_file(tree: &Tree, path: &str, source: &Path) -> rustix::io::Result<()> {
     let source = openat(rustix::fs::CWD, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     place_file(tree, path, bind(source, true))
 }
 
-fn place_file(tree: &OwnedFd, path: &str, mount: rustix::io::Result<OwnedFd>) -> rustix::io::Result<()> {
+fn place_file(tree: &Tree, path: &str, mount: rustix::io::Result<OwnedFd>) -> rustix::io::Result<()> {
     mknodat(tree, path, FileType::RegularFile, Mode::from_raw_mode(0o444), 0)?;
     attach(mount?, handle(tree, path)?)
 }
 
-pub(super) fn write(tree: &OwnedFd, path: &str, content: &[u8]) -> rustix::io::Result<()> {
+pub(super) fn write(tree: impl AsFd, path: &str, content: &[u8]) -> rustix::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(openat(tree, path, flags, Mode::from_raw_mode(0o644))?);
     file.write_all(content).map_err(|error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))

@@ -3,7 +3,7 @@
 //! change all of it: what it writes lands in a layer of its own, which is
 //! memory, and ends with the sandbox.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cloister_types::path::WorkspacePath;
@@ -15,7 +15,8 @@ use rustix::mount::{
 
 use super::ViewError;
 use super::base::{PLAIN, place_host_file, write};
-use super::mounts::{STRICT, bind, handle, host, tmpfs};
+use super::mounts::{STRICT, attach, bind, clone_mount, handle, host, tmpfs};
+use super::site::{Part, Site, Tree};
 use super::workspace::make_folders;
 use crate::confine::Limits;
 use crate::identity::{self, Identity};
@@ -24,14 +25,17 @@ use crate::{INSIDE_ID, sys};
 /// Folders that something is mounted on.
 const MOUNT_POINTS: [&str; 4] = ["dev", "opt/sandbox", "proc", "tmp"];
 
+/// Where the image is put together, in the memory of its layer.
+const LAYERED: &str = "layered";
+
 /// The folder.
-pub(super) struct Image {
+pub(crate) struct Image {
     folder: OwnedFd,
 }
 
 impl Image {
     /// Opens the folder, if it looks like the root of a system.
-    pub(super) fn open(path: &Path) -> std::result::Result<Self, ViewError> {
+    pub(crate) fn open(path: &Path) -> std::result::Result<Self, ViewError> {
         let shown = path.display();
         let folder = host(&path.to_string_lossy()).map_err(ViewError::at(format!("open the image {shown}")))?;
         let resolve = rustix::fs::ResolveFlags::IN_ROOT | rustix::fs::ResolveFlags::NO_MAGICLINKS;
@@ -40,18 +44,33 @@ impl Image {
         Ok(Self { folder })
     }
 
-    /// The image under a layer of its own, with what a sandbox needs in it.
-    pub(super) fn layered(&self, user: Identity, limits: &Limits) -> std::result::Result<OwnedFd, ViewError> {
-        let layer = self.layer(user, limits).map_err(ViewError::at("put a writable layer on the image (overlay)"))?;
+    /// The image under a layer of its own, with what a sandbox needs in it:
+    /// parts of `base` among it.
+    pub(super) fn layered(
+        &self,
+        site: &Site,
+        base: &Tree,
+        user: Identity,
+        limits: &Limits,
+    ) -> std::result::Result<OwnedFd, ViewError> {
+        let memory = self.layer(site, user, limits);
+        let memory = memory.map_err(ViewError::at("put a writable layer on the image (overlay)"))?;
+        let layered = handle(&memory, LAYERED).map_err(ViewError::at("open the layered image"))?;
         for folder in MOUNT_POINTS {
             let path = WorkspacePath::parse(folder.as_bytes()).unwrap_or_default();
-            make_folders(&layer, &path).map_err(ViewError::at(format!("make /{folder} in the image")))?;
+            make_folders(&layered, &path).map_err(ViewError::at(format!("make /{folder} in the image")))?;
         }
-        accounts(&layer).map_err(ViewError::at("write the image's /etc"))?;
-        Ok(layer)
+        accounts(&layered).map_err(ViewError::at("write the image's /etc"))?;
+        for folder in ["dev", "opt/sandbox"] {
+            let part = handle(base, folder).and_then(|part| clone_mount(part, true));
+            part.and_then(|part| attach(part, handle(&layered, folder)?))
+                .map_err(ViewError::at(format!("put /{folder} into the image")))?;
+        }
+        clone_mount(layered, true).map_err(ViewError::at("clone the layered image"))
     }
 
-    fn layer(&self, user: Identity, limits: &Limits) -> Result<OwnedFd> {
+    /// A tree of memory, with what the layer is made of and the layered image.
+    fn layer(&self, site: &Site, user: Identity, limits: &Limits) -> Result<Tree> {
         let lower = bind(&self.folder, true)?;
         if user.root_mode {
             // Root's files are the sandbox's user's, who may thus change them all.
@@ -61,7 +80,8 @@ impl Image {
             sys::map_mount_owners(&lower, map)?;
         }
         let memory = tmpfs(&[("size", &limits.tmp_bytes.to_string()), ("mode", "0755")], PLAIN)?;
-        for folder in ["upper", "work"] {
+        let (lower, memory) = (site.stand_in_fork(lower, Part::Image)?, site.stand_in_fork(memory, Part::Memory)?);
+        for folder in ["upper", "work", LAYERED] {
             mkdirat(&memory, folder, Mode::from_raw_mode(0o755))?;
         }
         if user.root_mode {
@@ -71,7 +91,7 @@ impl Image {
         let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&overlay, "source", "image")?;
         // Mount information shows these words, which say nothing of the host.
-        let own = |fd: &OwnedFd, below: &str| format!("/proc/self/fd/{}{below}", fd.as_raw_fd());
+        let own = |tree: &Tree, folder: &str| format!("/proc/self/fd/{}{folder}", tree.as_fd().as_raw_fd());
         fsconfig_set_string(&overlay, "lowerdir", own(&lower, ""))?;
         fsconfig_set_string(&overlay, "upperdir", own(&memory, "/upper"))?;
         fsconfig_set_string(&overlay, "workdir", own(&memory, "/work"))?;
@@ -80,7 +100,8 @@ impl Image {
             fsconfig_set_flag(&overlay, "userxattr")?;
         }
         fsconfig_create(&overlay)?;
-        fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, PLAIN)
+        attach(fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, PLAIN)?, handle(&memory, LAYERED)?)?;
+        Ok(memory)
     }
 }
 
@@ -121,7 +142,7 @@ fn accounts(root: &OwnedFd) -> Result<()> {
 /// The host's C library for the agent, which the image's may be too old for,
 /// or no C library of that kind at all: those that this very program has, and
 /// the mathematical one.
-pub(super) fn bring_libraries(tree: &OwnedFd) -> Result<()> {
+pub(super) fn bring_libraries(tree: &Tree) -> Result<()> {
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|_| Errno::NOENT)?;
     let mut libraries: Vec<PathBuf> = maps
         .lines()
@@ -151,7 +172,7 @@ const NOWHERE: &[u8] = b"/opt/sandbox/lib/-\0";
 
 /// The loader, as a copy that does not look into the image's `/etc`: a tool
 /// could name a library there, and be in the next agent.
-fn bring_loader(tree: &OwnedFd, path: &Path) -> Result<()> {
+fn bring_loader(tree: &Tree, path: &Path) -> Result<()> {
     let mut loader = std::fs::read(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     let at = loader.windows(PRELOAD.len()).position(|bytes| bytes == PRELOAD).ok_or(Errno::NOEXEC)?;
     loader[at..at + NOWHERE.len()].copy_from_slice(NOWHERE);

@@ -3,13 +3,18 @@
 
 mod base;
 mod image;
+mod lent;
 pub(crate) mod mounts;
 mod seen;
+mod site;
 mod workspace;
 
 pub(crate) use base::Base;
+pub(crate) use image::Image;
+pub(crate) use lent::Lent;
 pub(crate) use mounts::open_strictly;
 pub(crate) use seen::Seen;
+pub(crate) use site::Site;
 pub(crate) use workspace::{Built, make_folders, restore_modes, still_shows};
 
 /// Why a view could not be built.

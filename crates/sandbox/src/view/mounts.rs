@@ -1,12 +1,12 @@
 //! The few mount operations that views are made of.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Result;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
-    fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::sys;
@@ -26,7 +26,7 @@ pub(crate) fn open_strictly(folder: impl AsFd, path: &str) -> Result<OwnedFd> {
 }
 
 /// A fresh tmpfs as a detached mount.
-pub(super) fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
+pub(crate) fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "none")?;
     for (key, value) in options {
@@ -87,14 +87,23 @@ pub(super) fn bind(source: impl AsFd, read_only: bool) -> Result<OwnedFd> {
     Ok(mount)
 }
 
-/// Can the files in `folder` be shown with other owners?
+/// Can the files in `folder` be shown with other owners, and what views are
+/// made of (tmpfs: since Linux 6.3)?
 pub(crate) fn can_map_owners(folder: impl AsFd, namespace: impl AsFd) -> Result<()> {
-    sys::map_mount_owners(clone_mount(folder, false)?, namespace)
+    sys::map_mount_owners(clone_mount(folder, false)?, &namespace)?;
+    sys::map_mount_owners(tmpfs(&[("size", "4k"), ("nr_inodes", "2")], MountAttrFlags::empty())?, namespace)
 }
 
 /// Attaches a detached mount on `target`.
 pub(crate) fn attach(mount: impl AsFd, target: impl AsFd) -> Result<()> {
     move_mount(mount, "", target, "", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+/// Takes what is mounted at `name` in `folder` out of the mount namespace, with
+/// all that is mounted on it. Whoever uses it keeps it until then.
+pub(super) fn unmount(folder: impl AsFd, name: &str) -> Result<()> {
+    let path = format!("/proc/self/fd/{}/{name}", folder.as_fd().as_raw_fd());
+    rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
 }
 
 /// Opens a trusted path of the host, links followed.

@@ -7,6 +7,7 @@ use cloister_types::SessionId;
 use cloister_types::scope::{FileAccess, Scope};
 
 use super::ViewError;
+use super::site::Site;
 use super::workspace::{Built, Template, blank, make_writable, private_folder, restore_modes};
 use crate::identity::Identity;
 use crate::plan::{self, Plan};
@@ -53,6 +54,7 @@ impl Seen {
     /// Builds a session's view of the workspace folder.
     pub(crate) fn view(
         &mut self,
+        site: &Site,
         workspace: &OwnedFd,
         declared: &FileAccess,
         session: &SessionId,
@@ -78,11 +80,11 @@ impl Seen {
             Some(template) => template,
             None => {
                 make_writable(workspace, &plan, identity);
-                Template::build(workspace, &plan, identity)?
+                Template::build(site, workspace, &plan, identity)?
             }
         };
         let built = private_folder(workspace, &plan, identity)
-            .and_then(|own| template.view(&plan.own, own, self.blanks.pop().map_or_else(blank, Ok)?));
+            .and_then(|own| template.view(site, &plan.own, own, self.blanks.pop().map_or_else(blank, Ok)?));
         if template.may_be_kept() {
             self.kept.push(Kept { declared: declared.clone(), plan, template });
         }

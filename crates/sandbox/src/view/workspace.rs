@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::ViewError;
 use super::base::PLAIN;
 use super::mounts::{STRICT, attach, bind, clone_mount, handle, tmpfs};
+use super::site::{Site, Tree};
 use crate::identity::Identity;
 use crate::plan::{Bind, IfAbsent, Plan, Root};
 use crate::protocol::Source;
@@ -27,7 +28,7 @@ const FOLDER: Mode = Mode::from_raw_mode(0o755);
 
 /// A built view.
 pub(crate) struct Built {
-    pub(crate) tree: OwnedFd,
+    pub(crate) tree: Tree,
     /// What was bound, to notice later that it was replaced.
     pub(crate) sources: Vec<Source>,
 }
@@ -35,7 +36,7 @@ pub(crate) struct Built {
 /// What all sessions with one scope have in common: the view without anybody's
 /// private folder.
 pub(super) struct Template {
-    tree: OwnedFd,
+    tree: Tree,
     sources: Vec<Source>,
     /// It shows folders alone. A file that is deleted would be kept on the disk
     /// by a tree that is.
@@ -61,9 +62,10 @@ impl Template {
         })
     }
 
-    pub(super) fn build(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Self, ViewError> {
+    pub(super) fn build(site: &Site, workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<Self, ViewError> {
         let inodes = (64 + 2 * plan.binds.iter().map(|bind| bind.path.components().len()).sum::<usize>()).to_string();
         let tree = tmpfs(&[("size", "4m"), ("nr_inodes", &inodes), ("mode", "0755")], PLAIN)
+            .and_then(|tree| site.stand(tree))
             .map_err(ViewError::at("make the skeleton (tmpfs)"))?;
         for folder in ["opt", "opt/sandbox", WORKSPACE] {
             mkdirat(&tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
@@ -86,17 +88,26 @@ impl Template {
 
     /// The view of one session: a clone, and in it a sealed `.sessions` that
     /// holds the private folder and nothing else.
-    pub(super) fn view(&self, own: &WorkspacePath, source: OwnedFd, sealed: OwnedFd) -> Result<Built, ViewError> {
+    pub(super) fn view(
+        &self,
+        site: &Site,
+        own: &WorkspacePath,
+        source: OwnedFd,
+        sealed: OwnedFd,
+    ) -> Result<Built, ViewError> {
         let at = |what: &str| ViewError::at(format!("{what} .sessions"));
-        let tree = clone_mount(&self.tree, true).map_err(ViewError::at("clone the view"))?;
+        let tree = clone_mount(&self.tree, true).and_then(|tree| site.stand(tree));
+        let tree = tree.map_err(ViewError::at("clone the view"))?;
         let (_, name) = own.split_last().ok_or_else(|| ViewError::Scope("a session without a name".into()))?;
         mkdirat(&sealed, name, FOLDER).map_err(at("make the mount point in"))?;
         let identity = Some(identity_of(&source).map_err(at("look into"))?);
+        // A tree of its own until it is sealed: a part takes no more attributes.
+        let sealed = site.stand(sealed).map_err(at("place"))?;
         let inside = handle(&sealed, name).map_err(at("open"))?;
         attach(bind(source, false).map_err(at("bind the private folder in"))?, inside).map_err(at("attach in"))?;
         sys::set_mount_attributes(&sealed, sys::ATTR_RDONLY, false).map_err(at("seal"))?;
         let target = handle(&tree, format!("{WORKSPACE}/{SESSIONS}")).map_err(at("reach"))?;
-        attach(sealed, target).map_err(at("attach"))?;
+        attach(&sealed, target).map_err(at("attach"))?;
         let mut sources = self.sources.clone();
         sources.push(Source { path: own.to_bytes(), identity });
         Ok(Built { tree, sources })
@@ -148,7 +159,7 @@ pub(super) fn private_folder(workspace: &OwnedFd, plan: &Plan, identity: Identit
 
 struct Builder<'a> {
     workspace: &'a OwnedFd,
-    tree: OwnedFd,
+    tree: Tree,
     identity: Identity,
     sources: Vec<Source>,
     folders: bool,
