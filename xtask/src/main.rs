@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod docs;
+mod kernel;
 mod leftovers;
 mod run;
 mod test;
@@ -15,6 +16,7 @@ cargo xtask <command>
 
   demo      build Cloister, start it, show an agent at work
   test      everything that CI runs: format, lints, tidy, docs, all tests
+  kernel    tests on Debian's kernel, in a virtual machine; kernel probes::, say, for some
   tidy      layers, licences, duplicate versions, file heads and sizes
   openapi   write openapi/v1.json and docs/api.md from the source
   bench     measure; figures for docs/performance.md; bench append, say, for one program
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.first().map(String::as_str) {
         Some("demo") => demo::run(),
         Some("test") => test::run(),
+        Some("kernel") => kernel::run(&arguments[1..]),
         Some("tidy") => tidy::run(),
         Some("openapi") => docs::write(),
         Some("bench") => bench::run(arguments.get(1).map(String::as_str)),

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use crate::run::{Outcome, cargo, done, install};
-use crate::{docs, leftovers, tidy};
+use crate::{docs, kernel, leftovers, tidy};
 
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
 /// finds processes; `faketime` sets clocks; `busybox-static` makes an image;
@@ -54,6 +54,7 @@ pub(crate) fn run() -> Outcome {
     let mut count = Count::default();
     step("tests", in_folder_of_its_own(&mut count))?;
     step("nothing left behind", leftovers::check(&before))?;
+    step("older kernel", kernel::run(&[]))?;
     eprintln!("xtask: all of it passed in {} s", began.elapsed().as_secs());
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(())

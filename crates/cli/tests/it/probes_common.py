@@ -10,7 +10,7 @@ while parent != 1:
     AGENT, parent = parent, int(open("/proc/%d/stat" % parent).read().rsplit(")", 1)[1].split()[1])
 
 def attempt(f):
-    """Runs a probe in a child of its own, at most five seconds."""
+    """Runs a probe in a child of its own, at most twenty seconds (a processor may be emulated)."""
     r, w = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -26,7 +26,7 @@ def attempt(f):
         os.write(w, said.encode()[:200])
         os._exit(0)
     os.close(w)
-    timer = threading.Timer(5, lambda: os.kill(pid, 9))
+    timer = threading.Timer(20, lambda: os.kill(pid, 9))
     timer.start()
     said = os.read(r, 1000).decode()
     os.close(r)

@@ -1,0 +1,193 @@
+//! Tests on the kernel that Debian ships, older than many a developer's, in a
+//! virtual machine: views without detached trees, control groups of version 2,
+//! project quotas. It sees this machine's files and changes none of them.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::run::{Outcome, cargo, done, install, target};
+
+const PACKAGES: [&str; 6] = ["busybox-static", "cpio", "e2fsprogs", "kmod", "qemu-system-x86", "xz-utils"];
+/// What depends on the present kernel.
+const KERNEL: &str = "linux-image-amd64";
+/// What the machine needs before it has its files, and what tests use.
+const MODULES: [&str; 9] =
+    ["virtio_pci", "virtio_blk", "9pnet_virtio", "9p", "ext4", "quota_v2", "overlay", "loop", "btrfs"];
+/// Tests that are run if none are named: everything that the kernel decides.
+/// Those that count seconds are not: the processor is emulated.
+const TESTS: [&str; 8] = [
+    "images::",
+    "limits::a_memory_hog",
+    "limits::limits_hold",
+    "probes::",
+    "quota::a_file_system",
+    "quota::btrfs",
+    "scope::",
+    "users::",
+];
+/// How long all of it may take.
+const PATIENCE: Duration = Duration::from_secs(25 * 60);
+/// Said at the end if all tests passed.
+const PASSED: &str = "kernel: all of it passed";
+
+/// Runs the named tests, or those that the kernel decides.
+pub(crate) fn run(tests: &[String]) -> Outcome {
+    install(&PACKAGES)?;
+    let folder = target().join("kernel");
+    let machine = folder.join("machine");
+    let _ = fs::remove_dir_all(&machine);
+    fs::create_dir_all(machine.join("modules")).map_err(|error| format!("{}: {error}", machine.display()))?;
+    let kernel = fetch(&folder)?;
+    let tests = if tests.is_empty() { TESTS.map(str::to_owned).to_vec() } else { tests.to_vec() };
+    fill(&machine, &kernel, &second(&program()?, &tests))?;
+    let began = Instant::now();
+    let outcome = boot(&folder, &kernel);
+    eprintln!("xtask: on {} for {} s", kernel.release, began.elapsed().as_secs());
+    outcome
+}
+
+struct Kernel {
+    folder: PathBuf,
+    release: String,
+}
+
+/// Downloads and unpacks the kernel; nothing of it is installed.
+fn fetch(folder: &Path) -> Result<Kernel, String> {
+    let depends = output(Command::new("apt-cache").args(["depends", KERNEL]))?;
+    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    let package = package.ok_or_else(|| format!("{KERNEL} depends on no kernel"))?.to_owned();
+    let unpacked = folder.join(&package);
+    if !unpacked.join("boot").exists() {
+        done(Command::new("apt-get").args(["download", "-q", &package]).current_dir(folder))?;
+        let archive = entries(folder)
+            .into_iter()
+            .find(|path| path.extension().is_some_and(|end| end == "deb") && path.to_string_lossy().contains(&package));
+        let archive = archive.ok_or_else(|| format!("{package} was not downloaded"))?;
+        done(Command::new("dpkg-deb").arg("-x").args([&archive, &unpacked]))?;
+    }
+    let release = entries(&unpacked.join("lib/modules")).into_iter().find_map(|path| path.file_name().map(Into::into));
+    let release: std::ffi::OsString = release.ok_or_else(|| format!("{package} has no modules"))?;
+    let release = release.to_string_lossy().into_owned();
+    done(Command::new("depmod").arg("-b").arg(&unpacked).arg(&release))?;
+    Ok(Kernel { folder: unpacked, release })
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn output(command: &mut Command) -> Result<String, String> {
+    let shown = format!("{command:?}");
+    match command.stderr(Stdio::inherit()).output() {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => Err(format!("{shown}: {}", output.status)),
+        Err(error) => Err(format!("{shown}: {error}")),
+    }
+}
+
+/// The test program of the whole stack.
+fn program() -> Result<PathBuf, String> {
+    let arguments = ["test", "-p", "cloister-cli", "--test", "it", "--no-run", "--message-format=json"];
+    let said = output(&mut cargo(&arguments))?;
+    let built = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let programs = built.filter(|message| message["target"]["name"] == "it");
+    let found = programs.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).last();
+    found.ok_or_else(|| "cargo names no test program".to_owned())
+}
+
+/// What the machine does when it has its files.
+fn second(program: &Path, tests: &[String]) -> String {
+    let (program, tests) = (program.display(), tests.join(" "));
+    format!(
+        "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp\n\
+         uname -r\n\
+         '{program}' {tests} && echo '{PASSED}'\n\
+         sync\n\
+         echo o > /proc/sysrq-trigger\n\
+         sleep 10\n"
+    )
+}
+
+/// Makes the files that the machine starts with.
+fn fill(machine: &Path, kernel: &Kernel, second: &str) -> Outcome {
+    let failed = |error: std::io::Error| format!("{}: {error}", machine.display());
+    let mut order = String::new();
+    for module in MODULES {
+        let mut command = Command::new("modprobe");
+        command.arg("-d").arg(&kernel.folder).args(["-S", &kernel.release, "--show-depends", module]);
+        for path in output(&mut command)?.lines().filter_map(|line| line.strip_prefix("insmod ")) {
+            let path = Path::new(path.trim());
+            let packed = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = packed.trim_end_matches(".xz").to_owned();
+            if order.lines().any(|line| line == name) {
+                continue;
+            }
+            fs::copy(path, machine.join("modules").join(&packed)).map_err(failed)?;
+            if packed != name {
+                done(Command::new("xz").arg("-d").arg(machine.join("modules").join(packed)))?;
+            }
+            order += &format!("{name}\n");
+        }
+    }
+    fs::write(machine.join("modules/order"), order).map_err(failed)?;
+    for folder in ["bin", "dev", "proc"] {
+        fs::create_dir(machine.join(folder)).map_err(failed)?;
+    }
+    fs::copy("/bin/busybox", machine.join("bin/busybox")).map_err(failed)?;
+    fs::write(machine.join("init"), include_str!("first.sh")).map_err(failed)?;
+    fs::write(machine.join("second.sh"), second).map_err(failed)?;
+    let pack = "chmod +x init && find . | cpio -o -H newc --quiet > ../machine.cpio";
+    done(Command::new("sh").args(["-c", pack]).current_dir(machine))
+}
+
+/// Starts the machine, shows what it says, and waits for its end.
+fn boot(folder: &Path, kernel: &Kernel) -> Outcome {
+    let disk = folder.join("disk");
+    let _ = fs::remove_file(&disk);
+    let made = fs::File::create(&disk).and_then(|file| file.set_len(6 << 30));
+    made.map_err(|error| format!("{}: {error}", disk.display()))?;
+    done(Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk))?;
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "6G", "-nodefaults"]);
+    command.args(["-display", "none", "-serial", "stdio", "-no-reboot"]);
+    command.arg("-kernel").arg(kernel.folder.join(format!("boot/vmlinuz-{}", kernel.release)));
+    command.arg("-initrd").arg(folder.join("machine.cpio"));
+    command.args(["-append", "console=ttyS0 panic=-1 quiet mitigations=off"]);
+    command.args(["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]);
+    command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
+    command.arg("-drive").arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("qemu-system-x86_64: {error}"))?;
+    let passed = listen(&mut child);
+    let _ = fs::remove_file(&disk);
+    if passed { Ok(()) } else { Err(format!("tests failed on {}", kernel.release)) }
+}
+
+/// Did the machine say that all passed before its time was over?
+fn listen(child: &mut Child) -> bool {
+    let said = child.stdout.take().map(|out| {
+        std::thread::spawn(move || {
+            let mut passed = false;
+            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                passed |= line == PASSED;
+                println!("{line}");
+            }
+            passed
+        })
+    });
+    let began = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) {
+        if began.elapsed() > PATIENCE {
+            let _ = child.kill();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    said.is_some_and(|said| said.join().unwrap_or(false))
+}
