@@ -93,8 +93,8 @@ fn program() -> Result<PathBuf, String> {
     let arguments = ["test", "-p", "cloister-cli", "--test", "it", "--no-run", "--message-format=json"];
     let said = output(&mut cargo(&arguments))?;
     let built = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let programs = built.filter(|message| message["target"]["name"] == "it");
-    let found = programs.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).last();
+    let mut programs = built.filter(|message| message["target"]["name"] == "it");
+    let found = programs.find_map(|message| message["executable"].as_str().map(PathBuf::from));
     found.ok_or_else(|| "cargo names no test program".to_owned())
 }
 
