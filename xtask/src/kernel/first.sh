@@ -18,8 +18,9 @@ mkdir -p /root/dev/pts /root/dev/shm
 mount -t devpts devpts /root/dev/pts
 mount -t tmpfs shm /root/dev/shm
 mount -t tmpfs run /root/run
-mount -t ext4 /dev/vda /root/tmp
-chmod 1777 /root/tmp
+mkdir /root/tests
+mount -t ext4 /dev/vda /root/tests
+chmod 1777 /root/tests
 mount -t cgroup2 groups /root/sys/fs/cgroup
 ip link set lo up
 cp /second.sh /root/run/second.sh

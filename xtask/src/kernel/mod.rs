@@ -36,6 +36,7 @@ const PASSED: &str = "kernel: all of it passed";
 /// Runs the named tests, or those that the kernel decides.
 pub(crate) fn run(tests: &[String]) -> Outcome {
     install(&PACKAGES)?;
+    done(&mut cargo(&["build", "--quiet", "--workspace", "--bins"]))?;
     let folder = target().join("kernel");
     let machine = folder.join("machine");
     let _ = fs::remove_dir_all(&machine);
@@ -71,8 +72,15 @@ fn fetch(folder: &Path) -> Result<Kernel, String> {
     let release = entries(&unpacked.join("lib/modules")).into_iter().find_map(|path| path.file_name().map(Into::into));
     let release: std::ffi::OsString = release.ok_or_else(|| format!("{package} has no modules"))?;
     let release = release.to_string_lossy().into_owned();
-    done(Command::new("depmod").arg("-b").arg(&unpacked).arg(&release))?;
+    done(system("depmod").arg("-b").arg(&unpacked).arg(&release))?;
     Ok(Kernel { folder: unpacked, release })
+}
+
+/// A program that ordinary users do not find by themselves.
+fn system(name: &str) -> Command {
+    let mut command = Command::new(name);
+    command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    command
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -102,7 +110,7 @@ fn program() -> Result<PathBuf, String> {
 fn second(program: &Path, tests: &[String]) -> String {
     let (program, tests) = (program.display(), tests.join(" "));
     format!(
-        "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp\n\
+        "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tests\n\
          uname -r\n\
          '{program}' {tests} && echo '{PASSED}'\n\
          sync\n\
@@ -116,7 +124,7 @@ fn fill(machine: &Path, kernel: &Kernel, second: &str) -> Outcome {
     let failed = |error: std::io::Error| format!("{}: {error}", machine.display());
     let mut order = String::new();
     for module in MODULES {
-        let mut command = Command::new("modprobe");
+        let mut command = system("modprobe");
         command.arg("-d").arg(&kernel.folder).args(["-S", &kernel.release, "--show-depends", module]);
         for path in output(&mut command)?.lines().filter_map(|line| line.strip_prefix("insmod ")) {
             let path = Path::new(path.trim());
@@ -149,7 +157,7 @@ fn boot(folder: &Path, kernel: &Kernel) -> Outcome {
     let _ = fs::remove_file(&disk);
     let made = fs::File::create(&disk).and_then(|file| file.set_len(6 << 30));
     made.map_err(|error| format!("{}: {error}", disk.display()))?;
-    done(Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk))?;
+    done(system("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk))?;
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "6G", "-nodefaults"]);
     command.args(["-display", "none", "-serial", "stdio", "-no-reboot"]);
@@ -173,13 +181,14 @@ fn boot(folder: &Path, kernel: &Kernel) -> Outcome {
 fn listen(child: &mut Child) -> bool {
     let said = child.stdout.take().map(|out| {
         std::thread::spawn(move || {
-            let mut passed = false;
+            let (mut passed, mut some) = (false, false);
             for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).trim_end().to_owned();
                 passed |= line == PASSED;
+                some |= line.contains(" passed;") && !line.contains(" 0 passed;");
                 println!("{line}");
             }
-            passed
+            passed && some
         })
     });
     let began = Instant::now();

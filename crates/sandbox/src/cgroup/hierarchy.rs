@@ -98,6 +98,11 @@ fn step_aside(own: &Path) -> io::Result<()> {
         _ => {}
     }
     let server = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    // One that has died is not our parent any more.
+    let name = fs::read_to_string(format!("/proc/{server}/comm")).unwrap_or_default();
+    if !name.starts_with("cloister") {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     for _ in 0..ROUNDS {
         let family: Vec<i32> = members(own).into_iter().filter(|pid| is_of_family(*pid, server)).collect();
         if family.is_empty() {

@@ -17,6 +17,9 @@ const BTRFS: i64 = 0x9123_683e;
 /// The root of every subvolume (`BTRFS_FIRST_FREE_OBJECTID`).
 const SUBVOLUME: u64 = 256;
 
+/// Upper half of the project numbers; the lower one is people's own, in
+/// `/etc/projid`.
+const OURS: u32 = 1 << 31;
 /// Projects that are tried before one is found that nobody uses.
 const TRIES: usize = 16;
 
@@ -41,14 +44,14 @@ pub(crate) fn make(workspace: &Path) -> std::io::Result<()> {
 
 /// Makes the new folder a project of its own, where that can be limited.
 fn make_project(folder: OwnedFd) -> rustix::io::Result<()> {
-    if !sys::limits_projects(&folder)? {
+    // What lies in a project of the operator's stays there, and in its limit.
+    if sys::project_of(&folder)?.is_some() || !sys::limits_projects(&folder)? {
         return Ok(());
     }
     for _ in 0..TRIES {
         let mut random = [0; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-        // The lower half is people's own, in /etc/projid.
-        let project = u32::from_ne_bytes(random) | 1 << 31;
+        let project = u32::from_ne_bytes(random) | OURS;
         if project != u32::MAX && sys::is_free_project(&folder, project)? {
             return sys::make_project(&folder, project);
         }
@@ -67,9 +70,8 @@ pub(crate) fn limit(workspace: &Path, allowance: Allowance) -> std::io::Result<b
     }
     let limited = || {
         let root = open(workspace, OFlags::RDONLY)?;
-        let Some(project) = sys::project_of(&root)?.filter(|_| sys::limits_projects(&root) == Ok(true)) else {
-            return Ok(false);
-        };
+        let ours = sys::project_of(&root)?.filter(|project| project & OURS != 0);
+        let Some(project) = ours.filter(|_| sys::limits_projects(&root) == Ok(true)) else { return Ok(false) };
         sys::limit_project(&root, project, allowance.bytes, allowance.files).map(|()| true)
     };
     Ok(limited().unwrap_or(false))

@@ -39,7 +39,10 @@ impl Lent {
         while matches!(epoll::wait(&self.gone, spare_capacity(&mut events), Some(&Timespec::default())), Ok(1..)) {
             for event in events.drain(..) {
                 let event: epoll::Event = event;
-                self.held.remove(&event.data.u64());
+                // A fork may have a copy for a moment, which would be told of again.
+                if let Some((ours, _)) = self.held.remove(&event.data.u64()) {
+                    let _ = epoll::delete(&self.gone, &ours);
+                }
             }
         }
     }
