@@ -20,6 +20,14 @@ fn is_root() -> bool {
     status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
 }
 
+/// A folder, and in it an empty file of so many mebibytes.
+fn blank(mebibytes: u64) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::Builder::new().prefix("disk-").tempdir().unwrap();
+    let image = folder.path().join("image");
+    std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+    (folder, image)
+}
+
 impl SmallDisk {
     /// Makes and mounts one of so many mebibytes.
     pub(crate) fn mount(mebibytes: u64) -> Option<Self> {
@@ -27,9 +35,7 @@ impl SmallDisk {
             eprintln!("SKIPPED: only root can mount a file system");
             return None;
         }
-        let folder = tempfile::Builder::new().prefix("disk-").tempdir().unwrap();
-        let image = folder.path().join("image");
-        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        let (folder, image) = blank(mebibytes);
         run("mkfs.ext4", &["-q".as_ref(), "-m".as_ref(), "0".as_ref(), image.as_ref()]);
         Some(Self::mounted(folder))
     }
@@ -41,9 +47,7 @@ impl SmallDisk {
             eprintln!("SKIPPED: only root can mount a file system");
             return None;
         }
-        let folder = tempfile::Builder::new().prefix("disk-").tempdir().unwrap();
-        let image = folder.path().join("image");
-        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        let (folder, image) = blank(mebibytes);
         run("mkfs.ext4", &["-q".as_ref(), "-O".as_ref(), "project,quota".as_ref(), image.as_ref()]);
         let at = folder.path().join("testkit-disk");
         std::fs::create_dir(&at).unwrap();
@@ -61,9 +65,7 @@ impl SmallDisk {
             eprintln!("SKIPPED: only root can mount a file system, and the kernel must know btrfs");
             return None;
         }
-        let folder = tempfile::Builder::new().prefix("disk-").tempdir().unwrap();
-        let image = folder.path().join("image");
-        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        let (folder, image) = blank(mebibytes);
         run("mkfs.btrfs", &["-q".as_ref(), image.as_ref()]);
         Some(Self::mounted(folder))
     }
