@@ -28,7 +28,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::SessionGroups;
+use crate::cgroup::{Doors, SessionGroups};
 use crate::confine::{self, Limits};
 use crate::identity::Identity;
 use crate::run::Known;
@@ -112,12 +112,13 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), R
         None => network::enter_new().map(Some).map_err(Refused::at("make the network"))?,
     };
     let listener = network::listener().map_err(Refused::at("listen for model calls"))?;
+    let doors = groups.doors().map_err(Refused::at("open the control groups"))?;
     let (pid, init) = match sys::fork_into(NAMESPACES).map_err(Refused::at("make the namespaces (clone3)"))? {
-        Forked::Child => child(root, theirs, limits, &enforced),
+        Forked::Child => child(root, theirs, doors, limits, &enforced),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     network::enter(&home).map_err(Refused::at("leave the sandbox's network"))?;
-    drop((root, theirs, home));
+    drop((root, theirs, home, doors));
     // Now, while it may be looked at: init is about to close itself to that.
     let mounts = rustix::fs::open(format!("/proc/{pid}/ns/mnt"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(Refused::at("know the sandbox's mount namespace"))?;
@@ -198,13 +199,16 @@ fn map_ids(pid: i32, identity: Identity) -> Result<(), Refused> {
 }
 
 /// The child's side. Never returns: it serves as init or exits.
-fn child(root: OwnedFd, control: OwnedFd, limits: &Limits, enforced: &Enforced) -> ! {
+fn child(root: OwnedFd, control: OwnedFd, doors: Doors, limits: &Limits, enforced: &Enforced) -> ! {
     // The supervisor's own socket end must close here, or init would never
     // notice that the supervisor is gone.
-    let kept = sys::keep_only(vec![root, control]).map(<[OwnedFd; 2]>::try_from);
-    let Ok(Ok([root, control])) = kept else { std::process::exit(1) };
+    let kept = sys::keep_only([root, control].into_iter().chain(doors.0).collect());
+    let Ok(mut kept) = kept else { std::process::exit(1) };
+    let doors = Doors(kept.split_off(2));
+    let Ok([root, control]) = <[OwnedFd; 2]>::try_from(kept) else { std::process::exit(1) };
     let Ok(Some(_)) = protocol::receive::<()>(&control) else { std::process::exit(1) };
-    let standing = match set_up(root, limits, enforced) {
+    let entered = doors.enter().map_err(Refused::at("move init into its control groups"));
+    let standing = match entered.and_then(|()| set_up(root, limits, enforced)) {
         Ok(landlock_abi) => Standing::Prepared { landlock_abi },
         Err(refused) => Standing::Failed(refused),
     };

@@ -12,6 +12,7 @@ mod met;
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -162,9 +163,20 @@ impl SessionGroups {
         self.homes.iter().map(|home| home.join(self.name.to_string()))
     }
 
-    /// Moves a process, and with it what it will start, into the groups.
+    /// Moves a process, and with it what it will start, into the groups of
+    /// version 2. Those of version 1 it enters by itself ([`Doors`]).
     pub(crate) fn admit(&self, pid: i32) -> io::Result<()> {
-        self.folders().try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
+        let mut folders = self.folders().filter(|folder| !folder.join(DOOR).exists());
+        folders.try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
+    }
+
+    /// The ways into the groups of version 1, for a child to take.
+    pub(crate) fn doors(&self) -> io::Result<Doors> {
+        let open = |folder: PathBuf| match fs::OpenOptions::new().write(true).open(folder.join(DOOR)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map(OwnedFd::from)),
+        };
+        self.folders().filter_map(open).collect::<io::Result<_>>().map(Doors)
     }
 
     /// How often the session has met a limit so far.
@@ -215,6 +227,26 @@ impl SessionGroups {
                 }
             }
         }
+    }
+}
+
+/// The file of a group of version 1 by which single threads are moved. Version
+/// 2 has none.
+const DOOR: &str = "tasks";
+
+/// Groups of version 1, open to whoever holds them. A thread that moves itself
+/// is the one case in which the kernel holds up nobody else: to move a process
+/// from outside it stops all forks and exits of the machine, and waits for a
+/// grace period of RCU before it can (`cgroup_threadgroup_rwsem`).
+pub(crate) struct Doors(pub(crate) Vec<OwnedFd>);
+
+impl Doors {
+    /// Moves this process, which has one thread.
+    pub(crate) fn enter(self) -> io::Result<()> {
+        self.0.into_iter().try_for_each(|door| {
+            rustix::io::write(&door, b"0")?;
+            Ok(())
+        })
     }
 }
 
