@@ -12,25 +12,31 @@ use crate::{docs, kernel, leftovers, tidy};
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
 /// finds processes; `faketime` sets clocks; `busybox-static` makes an image;
 /// `strace` injects faults; the others make and mount disks.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 16] = [
     "btrfs-progs",
     "busybox-static",
+    "curl",
     "e2fsprogs",
     "faketime",
     "mount",
+    "openssl",
     "procps",
     "python3",
+    "python3-aiohttp",
+    "python3-httpx",
     "python3-pip",
+    "python3-requests",
     "python3-venv",
     "strace",
     "unicode-data",
 ];
 /// Tool chains that must work in a sandbox, where it sees them: a program, and
 /// the package that has it if the machine has no other.
-const TOOLCHAINS: [(&str, &str); 6] = [
+const TOOLCHAINS: [(&str, &str); 7] = [
     ("/usr/bin/cargo", "cargo"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/bin/git", "git"),
+    ("/usr/bin/go", "golang-go"),
     ("/usr/bin/javac", "default-jdk-headless"),
     ("/usr/bin/node", "nodejs"),
     ("/usr/bin/npm", "npm"),

@@ -59,6 +59,8 @@ async fn writers(store: &Store, sessions: usize, first: usize) -> (f64, Vec<f64>
             file_access: FileAccess::everything(),
             model: "m".into(),
             context: String::new(),
+            egress: Default::default(),
+            connections: Vec::new(),
         };
         store.add_session(stored).await.expect("a session");
         let turn = ResponseId::from_random(id(n));

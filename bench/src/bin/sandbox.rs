@@ -180,8 +180,8 @@ fn first(text: &[u8]) -> f64 {
 }
 
 fn end(launched: Launched) {
-    let Launched { link, listener, lifeline, folder, .. } = launched;
-    drop((link, listener, lifeline));
+    let Launched { link, exits, lifeline, folder, .. } = launched;
+    drop((link, exits, lifeline));
     assert!(folder.make_sure_it_is_gone(), "a sandbox stays");
     folder.remove();
 }

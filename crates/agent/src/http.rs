@@ -11,6 +11,8 @@ use tokio::net::TcpStream;
 
 /// No byte for this long: the stream is dead. Providers send pings.
 const IDLE: Duration = Duration::from_secs(90);
+/// What egress itself answers comes at once.
+const OURS: Duration = Duration::from_secs(10);
 /// A provider may think long before its first byte.
 const FIRST_BYTE: Duration = Duration::from_secs(600);
 
@@ -69,6 +71,25 @@ pub(crate) async fn post(url: &str, key: &str, body: Vec<u8>) -> Result<Reply, H
         body: response.into_body(),
         begun: false,
     })
+}
+
+/// Reads what is at `url`, which egress itself answers.
+pub(crate) async fn get(url: &str) -> Result<Bytes, HttpError> {
+    let uri: Uri = url.parse().map_err(|_| HttpError::Address(url.to_owned()))?;
+    let host = uri.host().ok_or_else(|| HttpError::Address(url.to_owned()))?.to_owned();
+    let socket = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(80))).await.map_err(transport)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(transport)?;
+    tokio::spawn(connection);
+    let request = Request::get(uri.path()).header("host", host).body(Full::new(Bytes::new())).map_err(transport)?;
+    let answered = async {
+        let response = sender.send_request(request).await.map_err(transport)?;
+        if !response.status().is_success() {
+            return Err(transport(format!("status {}", response.status())));
+        }
+        response.into_body().collect().await.map(http_body_util::Collected::to_bytes).map_err(transport)
+    };
+    tokio::time::timeout(OURS, answered).await.map_err(|_| HttpError::Idle(OURS))?
 }
 
 /// `retry-after-ms`, or `retry-after` in seconds or as a date; at most a day.

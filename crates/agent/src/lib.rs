@@ -17,6 +17,7 @@ mod link;
 mod model;
 mod prompt;
 mod tools;
+mod trust;
 mod turn;
 
 pub use turn::run;

@@ -13,7 +13,7 @@ use crate::link::{self, Facts};
 use crate::model::{self, CallError};
 use crate::step::{Action, Steps, Task};
 use crate::tools::{self, Output, Toolbox};
-use crate::wire;
+use crate::{trust, wire};
 
 /// Waits for the turn on the link and runs it to its end.
 ///
@@ -38,6 +38,7 @@ pub async fn run() -> std::io::Result<()> {
         output_text: turn_so_far(&start).iter().rev().find_map(text_of).unwrap_or_default(),
         conversation: start.conversation.clone(),
         start,
+        trusts: false,
     };
     let outcome = turn.work(&mut facts, action, cancel).await?;
     let end = FromAgent::End { outcome, usage: turn.steps.usage(), output_text: turn.output_text };
@@ -62,6 +63,8 @@ struct Turn {
     steps: Steps,
     toolbox: Toolbox,
     output_text: String,
+    /// The session's authority is where tools look for it.
+    trusts: bool,
 }
 
 impl Turn {
@@ -169,6 +172,9 @@ impl Turn {
                     .map(|task| (call_of(task), Output::error("Not started: the turn was cancelled.")))
                     .collect()
             } else {
+                if !std::mem::replace(&mut self.trusts, true) {
+                    trust::bring(&self.start.model_url).await;
+                }
                 let (outputs, now) = self.toolbox.run_batch(batch, cancel).await;
                 cancelled = now;
                 outputs

@@ -10,9 +10,13 @@ mod range;
 mod routes;
 mod sse;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use cloister_session::Sessions;
+use cloister_types::SessionId;
+use cloister_vault::SealingKey;
+use cloister_vault::client::Client;
 
 pub use openapi::document;
 pub use routes::router;
@@ -23,6 +27,24 @@ pub struct Api {
     pub sessions: Arc<Sessions>,
     /// The tenant's name, as in its API keys.
     pub tenant: String,
+    /// The tenant's region, if it has one.
+    pub region: Option<String>,
     /// Bytes of one upload.
     pub upload_limit: u64,
+    /// The vault, which answers about credentials and returns none.
+    pub vault: Client,
+    /// What closes secrets for the vault; nothing here opens them again.
+    pub sealing: SealingKey,
+    /// The way out, to try connections on.
+    pub outside: Arc<dyn Outside>,
+}
+
+/// The way out, as this crate sees it.
+pub trait Outside: Send + Sync {
+    /// A link on which requests are made as by a session with connections and
+    /// nothing else: whatever the vault permits to that name.
+    ///
+    /// # Errors
+    /// Egress is not there.
+    fn try_link(&self, session: &SessionId) -> std::io::Result<UnixStream>;
 }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cloister_types::egress::ConnectionName;
+use cloister_types::host::HostPattern;
 use cloister_types::{ResponseId, SessionId};
 
 /// Sessions of long-running agents in kernel-enforced workspaces.
@@ -93,9 +95,24 @@ pub(crate) enum Command {
     /// Work with the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Work with connections: where credentials may go, and the credentials.
+    #[command(subcommand)]
+    Connection(ConnectionCommand),
+    /// Show what left, what was refused, and what was done to credentials.
+    #[command(name = "egress")]
+    EgressLog(EgressArguments),
+    /// Work with the audit, on the data directory itself.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Work with the vault's keys, while no server runs.
+    #[command(subcommand, name = "vault")]
+    VaultKeys(VaultCommand),
     /// The egress process; started by the server.
-    #[command(hide = true)]
+    #[command(hide = true, name = "egress-process")]
     Egress,
+    /// The vault process; started by the server.
+    #[command(hide = true, name = "vault-process")]
+    Vault,
 }
 
 #[derive(Debug, Args)]
@@ -145,6 +162,15 @@ pub(crate) struct NewArguments {
     /// Destroy the session five minutes after its last answer.
     #[arg(long)]
     pub(crate) transient: bool,
+    /// Host that the session may reach, or *.domain; repeat for more.
+    #[arg(long)]
+    pub(crate) allow: Vec<HostPattern>,
+    /// Every public host.
+    #[arg(long, conflicts_with = "allow")]
+    pub(crate) open: bool,
+    /// Connection that the session may use; repeat for more.
+    #[arg(long)]
+    pub(crate) connection: Vec<ConnectionName>,
 }
 
 #[derive(Debug, Args)]
@@ -247,6 +273,99 @@ pub(crate) enum FilesCommand {
         id: SessionId,
         /// The file, relative to the workspace.
         path: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConnectionCommand {
+    /// List connections.
+    Ls,
+    /// Show a connection: everything but its credential.
+    Show {
+        /// Its name.
+        name: ConnectionName,
+    },
+    /// Set a connection, from JSON: targets, attach, client_auth, response.
+    Set {
+        /// Its name.
+        name: ConnectionName,
+        /// The file; - for standard input.
+        #[arg(long)]
+        from: PathBuf,
+    },
+    /// Set a connection's credential. It cannot be read again.
+    Secret {
+        /// The connection.
+        name: ConnectionName,
+        /// The file that holds it; - for standard input.
+        #[arg(long, default_value = "-")]
+        from: PathBuf,
+        /// It is JSON with a kind, not the value itself.
+        #[arg(long)]
+        json: bool,
+        /// Seconds for which the version before stays known.
+        #[arg(long)]
+        grace: Option<f64>,
+    },
+    /// Revoke a connection's credential.
+    Revoke {
+        /// The connection.
+        name: ConnectionName,
+        /// This version alone.
+        #[arg(long)]
+        version: Option<u64>,
+    },
+    /// Remove a connection and its credential.
+    Rm {
+        /// Its name.
+        name: ConnectionName,
+    },
+    /// Try a connection: one GET of its first target.
+    Test {
+        /// Its name.
+        name: ConnectionName,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EgressArguments {
+    /// Of this session alone.
+    #[arg(long)]
+    pub(crate) session: Option<SessionId>,
+    /// Records after this one.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) after: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Verify the chain: nothing missing, nothing changed, every head signed.
+    Verify {
+        /// The tenant whose audit it is.
+        #[arg(long, default_value = "dev")]
+        tenant: String,
+        /// A head that was kept elsewhere, as JSON; - for standard input.
+        #[arg(long)]
+        head: Option<PathBuf>,
+        /// The public key that heads must be signed with, hexadecimal.
+        #[arg(long)]
+        key: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VaultCommand {
+    /// Close every credential with a new root key.
+    Rotate {
+        /// Configuration file of the server.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Take the present data for the newest, after a restore on purpose.
+    AcceptRollback {
+        /// Configuration file of the server.
+        #[arg(long)]
+        config: Option<PathBuf>,
     },
 }
 

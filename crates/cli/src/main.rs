@@ -24,7 +24,19 @@ fn main() -> ExitCode {
     cloister_server::settle();
     let arguments = Arguments::parse();
     logging(&arguments.command);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    if matches!(arguments.command, Command::Egress) {
+        cloister_server::lower();
+    }
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    // A call passes through few threads: each hop between two costs more than
+    // the work of either.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    match arguments.command {
+        Command::Egress => _ = builder.worker_threads((processors / 2).clamp(1, 8)),
+        Command::Vault => _ = builder.worker_threads(1),
+        _ => {}
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cloister: cannot start: {error}");
@@ -45,7 +57,7 @@ fn main() -> ExitCode {
 /// `info` or `cloister_session=debug`.
 fn logging(command: &Command) {
     let default = match command {
-        Command::Dev(_) | Command::Serve(_) | Command::Egress => "warn",
+        Command::Dev(_) | Command::Serve(_) | Command::Egress | Command::Vault => "warn",
         _ => "off",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("CLOISTER_LOG").unwrap_or_else(|_| default.into());

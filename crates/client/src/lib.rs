@@ -1,5 +1,6 @@
 //! A client of our own API: typed calls, and event streams that resume.
 
+mod egress;
 mod stream;
 
 use std::time::Duration;
@@ -65,7 +66,7 @@ impl Client {
     /// The certificate is none.
     pub fn new(base: &str, key: &str, authority: Option<&[u8]>) -> Result<Self> {
         // A second installation in one process is harmless.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let malformed = |error: reqwest::Error| ClientError::Malformed(error.to_string());
         let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).no_proxy();
         if let Some(pem) = authority {

@@ -1,19 +1,23 @@
 //! What the server tells egress, over a seqpacket socket: one JSON message,
-//! with the listener's descriptor where one is needed.
+//! with the descriptors that belong to it.
 
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use cloister_types::SessionId;
+use cloister_types::egress::Policy;
 use cloister_types::model::Wire;
+use cloister_types::{Host, SessionId};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::limits::Limits;
 
 /// Where a model lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,34 +26,70 @@ pub struct Upstream {
     pub wire: Wire,
     /// What the vendor's SDK calls base URL.
     pub base_url: String,
-    /// The file that holds the key; none for servers that want no key.
-    pub key_file: Option<PathBuf>,
+    /// The provider's name for the model: no other may be asked for.
+    pub upstream_model: String,
+    /// Does it want a key?
+    pub keyed: bool,
     /// May it lie on loopback or a private address?
     pub allow_private: bool,
 }
 
+/// What egress must know of the tenant.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Setup {
+    /// The models, by name.
+    pub models: BTreeMap<String, Upstream>,
+    /// Hosts that the operator has placed.
+    pub hosts: BTreeMap<Host, SocketAddr>,
+    /// Authorities to trust besides the machine's.
+    pub extra_ca: Option<PathBuf>,
+    /// How much may leave.
+    pub limits: Limits,
+}
+
+/// What a session may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pass {
+    /// The models that it may call.
+    pub models: Vec<String>,
+    /// Where it may go without a credential. Its connections are the vault's
+    /// to tell.
+    pub policy: Policy,
+}
+
 /// A message to egress.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Order {
-    /// The models of the tenant, by name. First, once.
-    Models(BTreeMap<String, Upstream>),
-    /// Serve a session's listener, which comes along, with the pipe at whose
-    /// end the session is somebody else's to serve, or nobody's.
+    /// First, once.
+    Setup(Box<Setup>),
+    /// A link to the vault, which comes along; it takes the place of one before.
+    Vault,
+    /// Serve a session's sockets, which come along, with the pipe at whose end
+    /// the session is somebody else's to serve, or nobody's.
     Attach {
-        /// Whose it is.
+        /// Whose they are.
         session: SessionId,
-        /// The models that it may call.
-        models: Vec<String>,
+        /// What it may do.
+        pass: Pass,
     },
     /// Stop serving a session.
     Detach {
         /// Whose.
         session: SessionId,
     },
+    /// Serve a connection of the server's own, which comes along, as if a
+    /// session with connections and nothing else had made it. The host is said
+    /// by each request.
+    Try {
+        /// What the vault knows it by.
+        session: SessionId,
+    },
 }
 
 /// Largest message in bytes.
 const MAX: usize = 128 << 10;
+/// Most descriptors of a message: a session's sockets and its lifeline.
+const FDS: usize = 5;
 
 /// Sends an order.
 ///
@@ -57,7 +97,7 @@ const MAX: usize = 128 << 10;
 /// Egress is gone, or the order is too large.
 pub fn send(socket: impl AsFd, order: &Order, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     let body = serde_json::to_vec(order)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(std::io::Error::other("no room for the descriptors"));
@@ -72,7 +112,7 @@ pub fn send(socket: impl AsFd, order: &Order, fds: &[BorrowedFd<'_>]) -> std::io
 /// The socket broke, or carries something else.
 pub fn receive(socket: impl AsFd) -> std::io::Result<Option<(Order, Vec<OwnedFd>)>> {
     let mut body = vec![0; MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::io::retry_on_intr(|| {
         recvmsg(&socket, &mut [IoSliceMut::new(&mut body)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)

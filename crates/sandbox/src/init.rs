@@ -63,7 +63,7 @@ const WATCH: Duration = Duration::from_millis(50);
 
 /// The whole environment of agent and tools: fixed, nothing inherited.
 /// Pagers, prompts and progress bars only confuse a program.
-const ENVIRONMENT: [&CStr; 11] = [
+const ENVIRONMENT: [&CStr; 23] = [
     c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     c"HOME=/tmp/home",
     c"USER=agent",
@@ -75,6 +75,19 @@ const ENVIRONMENT: [&CStr; 11] = [
     c"GIT_TERMINAL_PROMPT=0",
     c"CI=1",
     c"CLOISTER=1",
+    // The session's own authority, for all that look elsewhere than in `/etc`.
+    c"SSL_CERT_FILE=/tmp/.cloister/ca.pem",
+    c"AWS_CA_BUNDLE=/tmp/.cloister/ca.pem",
+    c"CARGO_HTTP_CAINFO=/tmp/.cloister/ca.pem",
+    c"CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE=/tmp/.cloister/ca.pem",
+    c"CURL_CA_BUNDLE=/tmp/.cloister/ca.pem",
+    c"DENO_CERT=/tmp/.cloister/ca.pem",
+    c"GIT_SSL_CAINFO=/tmp/.cloister/ca.pem",
+    c"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=/tmp/.cloister/ca.pem",
+    c"NODE_EXTRA_CA_CERTS=/tmp/.cloister/ca.pem",
+    c"NPM_CONFIG_CAFILE=/tmp/.cloister/ca.pem",
+    c"PIP_CERT=/tmp/.cloister/ca.pem",
+    c"REQUESTS_CA_BUNDLE=/tmp/.cloister/ca.pem",
 ];
 
 /// An agent that is to be run: serial and descriptors.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! supervisor                          child (becomes init)
-//!   network, listener
+//!   network, sockets
 //!   clone into new namespaces ------>   wait
 //!   id maps, control groups
 //!   "go" --------------------------->   ids, root tree in, pivot,
@@ -31,10 +31,11 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{Doors, SessionGroups};
 use crate::confine::{self, Limits};
 use crate::identity::Identity;
+use crate::network::{self, Exits};
 use crate::run::Known;
 use crate::sys::{self, Forked};
 use crate::view::mounts;
-use crate::{INSIDE_ID, WORKSPACE, init, network, protocol};
+use crate::{INSIDE_ID, WORKSPACE, init, protocol};
 
 /// A step that was refused.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
@@ -70,8 +71,8 @@ pub(crate) struct Sandbox {
     pub(crate) known: Known,
     /// Conversation with init.
     pub(crate) control: OwnedFd,
-    /// The listening socket inside, served outside.
-    pub(crate) listener: OwnedFd,
+    /// The sockets inside, served outside.
+    pub(crate) exits: Exits,
     /// What holds.
     pub(crate) enforced: Enforced,
 }
@@ -111,7 +112,7 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), R
         Some(network) => network::enter(network).map(|()| None).map_err(Refused::at("enter the network"))?,
         None => network::enter_new().map(Some).map_err(Refused::at("make the network"))?,
     };
-    let listener = network::listener().map_err(Refused::at("listen for model calls"))?;
+    let exits = Exits::make().map_err(Refused::at("listen for what leaves"))?;
     let doors = groups.doors().map_err(Refused::at("open the control groups"))?;
     let (pid, init) = match sys::fork_into(NAMESPACES).map_err(Refused::at("make the namespaces (clone3)"))? {
         Forked::Child => child(root, theirs, doors, limits, &enforced),
@@ -133,7 +134,7 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), R
     };
     let enforced = Enforced { landlock_abi, ..enforced };
     let known = Known::of(pid).map_err(Refused::at("look at the new processes"))?;
-    Ok((Prepared { sandbox: Sandbox { init, known, control: ours, listener, enforced }, mounts }, new))
+    Ok((Prepared { sandbox: Sandbox { init, known, control: ours, exits, enforced }, mounts }, new))
 }
 
 impl Prepared {

@@ -29,7 +29,7 @@ mod grounds;
 mod init;
 mod launch;
 mod measure;
-mod network;
+pub mod network;
 mod slots;
 mod spare;
 mod supervisor;
@@ -40,8 +40,7 @@ mod sys;
 pub const WORKSPACE: &str = "opt/sandbox/workspace";
 /// Where the agent's executable is inside a sandbox.
 pub const AGENT: &str = "/opt/sandbox/bin/cloister-agent";
-/// The session's model listener: an address of the sandbox's own loopback
-/// that no program binds by chance.
-pub const MODEL_LISTENER: ([u8; 4], u16) = ([127, 127, 127, 127], 80);
+/// Where model calls go: an address of the sandbox's own loopback.
+pub const MODEL_LISTENER: ([u8; 4], u16) = (cloister_types::link::RESOLVER, 80);
 /// User and group of the agent inside.
 pub const INSIDE_ID: u32 = 1000;

@@ -1,17 +1,18 @@
-//! A sandbox's network: loopback, and the one listener through which calls
-//! leave. It is made outside and belongs to the spawner's user namespace, so
+//! A sandbox's network: loopback, to which every address leads, and the few
+//! sockets through which calls leave. It is made outside and belongs to the spawner's user namespace, so
 //! nobody inside has any right over it; and as making and ending one is what a
 //! sandbox costs most, it is used again, once nothing is left in it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use cloister_types::link::RESOLVER;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, Result};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::{MODEL_LISTENER, sys};
+use crate::sys;
 
 /// The namespace that this process is in.
 pub(crate) fn current() -> Result<OwnedFd> {
@@ -23,21 +24,117 @@ pub(crate) fn enter(network: impl AsFd) -> Result<()> {
     move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
 }
 
-/// Moves this process to a new network, with loopback up.
+/// Moves this process to a new network, with loopback up, where every address
+/// is its own: whatever a program dials is answered here, or refused.
 pub(crate) fn enter_new() -> Result<OwnedFd> {
     sys::unshare(libc::CLONE_NEWNET)?;
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sys::loopback_up(&socket)?;
+    lead_everything_here()?;
     current()
 }
 
-/// The model listener, in this process's network. A socket belongs for ever to
-/// the namespace that made it: it is served outside.
-pub(crate) fn listener() -> Result<OwnedFd> {
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let (address, port) = MODEL_LISTENER;
-    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::from(address), port))?;
-    rustix::net::listen(&socket, 64)?;
+/// Index of loopback in every network.
+const LOOPBACK: u32 = 1;
+/// An address that is not loopback's, so that look-ups for "families that are
+/// configured" find IPv4: the dummy address of RFC 7600.
+const DUMMY: [u8; 4] = [192, 0, 0, 8];
+
+/// Two requests to the kernel (rtnetlink(7)): an address, and a route by which
+/// all of IPv4 is local. IPv6 leads nowhere.
+fn lead_everything_here() -> Result<()> {
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    let family = AddressFamily::INET.as_raw() as u8;
+    let mut address = vec![family, 32, 0, 0];
+    address.extend(LOOPBACK.to_ne_bytes());
+    attribute(&mut address, libc::IFA_LOCAL, &DUMMY);
+    ask_kernel(&socket, libc::RTM_NEWADDR, &address)?;
+    let (table, kind) = (libc::RT_TABLE_LOCAL, libc::RTN_LOCAL);
+    let mut route = vec![family, 0, 0, 0, table, libc::RTPROT_STATIC, libc::RT_SCOPE_HOST, kind, 0, 0, 0, 0];
+    attribute(&mut route, libc::RTA_OIF, &LOOPBACK.to_ne_bytes());
+    ask_kernel(&socket, libc::RTM_NEWROUTE, &route)
+}
+
+fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8; 4]) {
+    message.extend(8_u16.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+}
+
+/// Sends one request and waits for the kernel's word.
+fn ask_kernel(socket: &OwnedFd, kind: u16, body: &[u8]) -> Result<()> {
+    let length = 16 + u32::try_from(body.len()).unwrap_or(0);
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend(kind.to_ne_bytes());
+    message.extend((flags as u16).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    rustix::net::send(socket, &message, rustix::net::SendFlags::empty())?;
+    let mut answer = [0_u8; 256];
+    let (got, _) = rustix::net::recv(socket, &mut answer, rustix::net::RecvFlags::empty())?;
+    // A header of 16 bytes, then the error's number, negative or 0.
+    let code = answer[..got].get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    match code {
+        Some(0) => Ok(()),
+        Some(error) => Err(Errno::from_raw_os_error(-error)),
+        None => Err(Errno::PROTO),
+    }
+}
+
+/// The sockets of a sandbox, made inside, served outside.
+#[derive(Debug)]
+pub struct Exits {
+    /// TCP, port 80 of every address: model calls at [`crate::MODEL_LISTENER`],
+    /// `http://` at others.
+    pub http: OwnedFd,
+    /// TCP, port 443 of every address.
+    pub https: OwnedFd,
+    /// UDP, the resolver.
+    pub names: OwnedFd,
+    /// TCP, the resolver.
+    pub names_tcp: OwnedFd,
+}
+
+/// How many descriptors they are.
+pub const EXITS: usize = 4;
+
+impl Exits {
+    /// Makes them in this process's network. A socket belongs for ever to the
+    /// namespace that made it.
+    pub(crate) fn make() -> Result<Self> {
+        let anywhere = Ipv4Addr::UNSPECIFIED;
+        let resolver = Ipv4Addr::from(RESOLVER);
+        Ok(Self {
+            http: listener(anywhere, 80)?,
+            https: listener(anywhere, 443)?,
+            names: bound(SocketType::DGRAM, resolver, 53)?,
+            names_tcp: listener(resolver, 53)?,
+        })
+    }
+
+    /// In the order in which they travel.
+    #[must_use]
+    pub fn as_fds(&self) -> [BorrowedFd<'_>; EXITS] {
+        [self.http.as_fd(), self.https.as_fd(), self.names.as_fd(), self.names_tcp.as_fd()]
+    }
+
+    /// From that order.
+    #[must_use]
+    pub fn from_fds([http, https, names, names_tcp]: [OwnedFd; EXITS]) -> Self {
+        Self { http, https, names, names_tcp }
+    }
+}
+
+fn bound(kind: SocketType, address: Ipv4Addr, port: u16) -> Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(address, port))?;
+    Ok(socket)
+}
+
+fn listener(address: Ipv4Addr, port: u16) -> Result<OwnedFd> {
+    let socket = bound(SocketType::STREAM, address, port)?;
+    rustix::net::listen(&socket, 128)?;
     Ok(socket)
 }
 

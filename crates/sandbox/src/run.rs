@@ -26,7 +26,7 @@ pub(crate) const SOCKET: &str = "socket";
 pub(crate) const ABOUT: &str = "about.json";
 /// Version of the conversation over the socket; a server of another one ends
 /// the sandbox and takes its turn up from the log.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// How long a killed process may take to be gone.
 const DYING: Duration = Duration::from_secs(10);

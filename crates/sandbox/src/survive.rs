@@ -9,7 +9,8 @@ use std::path::Path;
 use cloister_types::SessionId;
 use cloister_types::link::{Command, Enforced, Signal, Spooling, encode};
 
-use crate::host::first_signal;
+use crate::host::{exits_and_lifeline, first_signal};
+use crate::network::Exits;
 use crate::run::{About, PATIENCE, RunFolder, VERSION, boot_id, connect};
 
 /// Sandboxes asked at once.
@@ -42,8 +43,8 @@ pub struct Standing {
     pub session: SessionId,
     /// Frames to and from the supervisor.
     pub link: UnixStream,
-    /// The model listener.
-    pub listener: OwnedFd,
+    /// The ways out.
+    pub exits: Exits,
     /// Ends with the supervisor.
     pub lifeline: OwnedFd,
     /// What holds for it.
@@ -115,10 +116,10 @@ fn adopt(folder: &RunFolder, about: &About) -> std::io::Result<Standing> {
     let hello = encode(&Command::Adopt { launch: about.launch.clone() }).map_err(std::io::Error::other)?;
     std::io::Write::write_all(&mut &link, &hello)?;
     let (signal, fds) = first_signal(&link)?;
-    let [listener, lifeline] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| wrong("descriptors are missing"))?;
+    let (exits, lifeline) = exits_and_lifeline(fds).ok_or_else(|| wrong("descriptors are missing"))?;
     let Signal::Standing { enforced, turn } = signal else { return Err(wrong("an answer that makes no sense")) };
     link.set_read_timeout(None)?;
     link.set_write_timeout(None)?;
     let (session, folder) = (about.session.clone(), folder.clone());
-    Ok(Standing { session, link, listener, lifeline, enforced, turn, folder })
+    Ok(Standing { session, link, exits, lifeline, enforced, turn, folder })
 }

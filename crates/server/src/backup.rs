@@ -22,8 +22,11 @@ use crate::ServerError;
 const DATABASE: &str = "tenant.db";
 const WORKSPACE: &str = "workspace";
 const MANIFEST: &str = "manifest.json";
-/// What `cloister dev` keeps beside, so that its key stays the same.
-const DEV_KEY: &str = "dev-key";
+/// Copied as the store is. The vault is closed with a key that is not in the
+/// backup, unless the operator left it in the data directory.
+const BESIDE: [&str; 2] = ["vault.db", "audit.db"];
+/// What `cloister dev` keeps beside, so that its keys stay the same.
+const KEYS: [&str; 2] = ["dev-key", "vault.key"];
 /// Longest path in bytes; deeper ones cannot be opened by any one name.
 const LONGEST_PATH: usize = 4000;
 /// Version of the archive's layout.
@@ -257,13 +260,24 @@ pub fn backup(data: &Path, to: &Path) -> Result<Summary, ServerError> {
     }
     let (copy, partial) = (Beside::new(to, "store"), Beside::new(to, "partial"));
     Store::copy(&database, &copy.0).map_err(broken)?;
+    let mut beside = Vec::new();
+    for name in BESIDE.into_iter().filter(|name| data.join(name).is_file()) {
+        let copy = Beside::new(to, name);
+        Store::copy(&data.join(name), &copy.0).map_err(broken)?;
+        beside.push((name, copy));
+    }
     let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial.0);
     let file = made.map_err(failed(format!("make {}", partial.0.display())))?;
     let mut writer = Writer { archive: tar::Builder::new(file), account: Account::default(), skipped: Vec::new() };
     let write = |writer: &mut Writer| -> std::io::Result<()> {
         writer.file(Path::new(DATABASE), File::open(&copy.0)?)?;
-        if let Ok(key) = File::open(data.join(DEV_KEY)) {
-            writer.file(Path::new(DEV_KEY), key)?;
+        for (name, copy) in &beside {
+            writer.file(Path::new(name), File::open(&copy.0)?)?;
+        }
+        for name in KEYS {
+            if let Ok(key) = File::open(data.join(name)) {
+                writer.file(Path::new(name), key)?;
+            }
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let workspace = rustix::fs::openat(CWD, data.join(WORKSPACE), flags, Mode::empty())?;

@@ -6,11 +6,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cloister_egress::control::Upstream;
-use cloister_egress::rules::is_public;
+use cloister_egress::control::{Setup, Upstream};
+use cloister_egress::limits::Limits as EgressLimits;
 use cloister_session::{Allowance, Defaults, Model, SandboxLimits};
+use cloister_types::Host;
+use cloister_types::address::is_public;
+use cloister_types::egress::{Mode, Policy};
 use cloister_types::link::TurnLimits;
 use cloister_types::model::{ModelSpec, Price, Wire};
+use cloister_vault::wire::{self, ModelKey, Place};
 use serde::{Deserialize, Serialize};
 
 use crate::ServerError;
@@ -21,6 +25,10 @@ use crate::ServerError;
 pub struct Config {
     /// The tenant's name, as in its API keys: `[a-z0-9-]{1,63}`.
     pub tenant: String,
+    /// The region that the tenant lies in; targets of connections that name
+    /// another are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
     /// Where the API listens.
     pub listen: SocketAddr,
     /// The data directory.
@@ -42,6 +50,10 @@ pub struct Config {
     pub image: Option<Image>,
     /// What all sessions may keep together.
     pub workspace: Allowance,
+    /// How far sessions reach.
+    pub egress: EgressTable,
+    /// The vault.
+    pub vault: VaultTable,
     /// The catalogue.
     #[serde(rename = "model", skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelTable>,
@@ -80,6 +92,53 @@ impl Default for SessionDefaults {
     fn default() -> Self {
         Self { persistent: true, ttl: None }
     }
+}
+
+/// `[egress]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EgressTable {
+    /// For sessions that do not say.
+    pub default: Policy,
+    /// As far as any session may reach.
+    pub ceiling: Policy,
+    /// Hosts that are placed by hand: a name, and `ip:port`. Only these may lie
+    /// on private addresses.
+    pub hosts: BTreeMap<Host, SocketAddr>,
+    /// PEM file of authorities to trust besides the machine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extra_ca: Option<PathBuf>,
+    /// How much may leave.
+    pub limits: EgressLimits,
+}
+
+impl Default for EgressTable {
+    fn default() -> Self {
+        Self {
+            default: Policy::default(),
+            ceiling: Policy { mode: Mode::Open, allow: Vec::new() },
+            hosts: BTreeMap::new(),
+            extra_ca: None,
+            limits: EgressLimits::default(),
+        }
+    }
+}
+
+/// `[vault]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VaultTable {
+    /// The key that the vault is wrapped with: 64 hexadecimal digits or 32
+    /// bytes. Left out: the systemd credential `cloister-vault-key`, or else
+    /// `vault.key` in the data directory, which is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// The key before, while it is being replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_key_file: Option<PathBuf>,
+    /// Where the vault notes how far it has come; beside the key if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard_file: Option<PathBuf>,
 }
 
 /// `[limits]`.
@@ -164,6 +223,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             tenant: "dev".into(),
+            region: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 8420)),
             data: None,
             memory_hint: true,
@@ -173,6 +233,8 @@ impl Default for Config {
             sandbox: SandboxLimits::default(),
             image: None,
             workspace: Allowance::default(),
+            egress: EgressTable::default(),
+            vault: VaultTable::default(),
             models: Vec::new(),
         }
     }
@@ -192,6 +254,9 @@ impl Config {
         let folder = absolute.parent().unwrap_or(Path::new("/"));
         let paths = config.models.iter_mut().filter_map(|model| model.key_file.as_mut()).chain(config.data.as_mut());
         let paths = paths.chain(config.image.as_mut().map(|image| &mut image.root));
+        let VaultTable { key_file, previous_key_file, guard_file } = &mut config.vault;
+        let paths = paths.chain(config.egress.extra_ca.as_mut());
+        let paths = paths.chain(key_file.as_mut()).chain(previous_key_file.as_mut()).chain(guard_file.as_mut());
         let tls = config.tls.as_mut().map(|tls| [&mut tls.certificate, &mut tls.key]).into_iter().flatten();
         for path in paths.chain(tls) {
             *path = folder.join(&*path);
@@ -234,6 +299,9 @@ impl Config {
                 return Err("prices must be 0 or more".into());
             }
         }
+        if !self.egress.default.is_within(&self.egress.ceiling) {
+            return Err("egress.default reaches further than egress.ceiling".into());
+        }
         if self.limits.live_sessions == 0 || self.limits.steps == 0 || self.limits.turn_seconds == 0 {
             return Err("limits must be more than 0".into());
         }
@@ -265,19 +333,66 @@ impl Config {
             session_idle: Duration::from_secs(self.limits.session_idle_seconds),
             queued_messages: self.limits.queued_messages,
             memory_hint: self.memory_hint,
+            egress: self.egress.default.clone(),
+            egress_ceiling: self.egress.ceiling.clone(),
         }
     }
 
-    /// Where egress finds the models.
+    /// What egress must know: nothing of it is a key, nor says where one is.
     #[must_use]
-    pub fn for_egress(&self) -> BTreeMap<String, Upstream> {
+    pub fn for_egress(&self) -> Setup {
         let upstream = |model: &ModelTable| Upstream {
             wire: model.wire,
             base_url: model.base_url.clone(),
-            key_file: model.key_file.clone(),
+            upstream_model: model.upstream_model.clone().unwrap_or_else(|| model.name.clone()),
+            keyed: model.key_file.is_some(),
             allow_private: model.allow_private,
         };
-        self.models.iter().map(|model| (model.name.clone(), upstream(model))).collect()
+        Setup {
+            models: self.models.iter().map(|model| (model.name.clone(), upstream(model))).collect(),
+            hosts: self.egress.hosts.clone(),
+            extra_ca: self.egress.extra_ca.clone(),
+            limits: self.egress.limits.clone(),
+        }
+    }
+
+    /// What the vault must know, for a data directory.
+    ///
+    /// # Errors
+    /// It is to get its key from systemd and is not told where to note what it
+    /// has seen.
+    pub fn for_vault(&self, data: &Path) -> Result<wire::Setup, ServerError> {
+        let models = self.models.iter().filter_map(|model| {
+            let (key_file, target) = (model.key_file.clone()?, cloister_egress::model::target(&model.base_url)?);
+            Some((model.name.clone(), ModelKey { key_file, target }))
+        });
+        Ok(wire::Setup {
+            place: self.vault_place(data)?,
+            models: models.collect(),
+            hosts: self.egress.hosts.clone(),
+            extra_ca: self.egress.extra_ca.clone(),
+        })
+    }
+
+    /// Where the vault's things are, for a data directory.
+    ///
+    /// # Errors
+    /// As for [`Config::for_vault`].
+    pub fn vault_place(&self, data: &Path) -> Result<Place, ServerError> {
+        let data = std::path::absolute(data).map_err(ServerError::start("find the data directory"))?;
+        let credential =
+            std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("cloister-vault-key"));
+        let credential = credential.filter(|path| self.vault.key_file.is_none() && path.exists());
+        if credential.is_some() && self.vault.guard_file.is_none() {
+            return Err(ServerError::Config(
+                "the vault's key is a systemd credential, beside which nothing can be written: set [vault] guard_file"
+                    .into(),
+            ));
+        }
+        let key_file = self.vault.key_file.clone().or(credential).unwrap_or_else(|| data.join("vault.key"));
+        let guard_file = self.vault.guard_file.clone();
+        let previous_key_file = self.vault.previous_key_file.clone();
+        Ok(Place { data, tenant: self.tenant.clone(), key_file, previous_key_file, guard_file })
     }
 }
 

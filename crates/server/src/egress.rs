@@ -1,21 +1,30 @@
-//! The egress process as the server's child: started, told, started again if
-//! it dies. Listeners are kept here as duplicates, so a new process serves the
-//! very sockets that the old one did.
+//! The two processes of the way out as the server's children: egress and the
+//! vault. Started, told, started again if they die. Sessions' sockets are kept
+//! here as duplicates, so a new egress serves the very ones that the old one did.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cloister_egress::control::{self, Order, Upstream};
-use cloister_session::{Gateway, WayOut};
-use cloister_types::SessionId;
+use cloister_egress::control::{self, Order, Pass, Setup};
+use cloister_session::{Gateway, Permitting, Rights, SessionError, WayOut};
+use cloister_types::{ErrorCode, SessionId};
+use cloister_vault::client::Client;
+use cloister_vault::wire::{self, Reply, Request, Role};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::runtime::Handle;
+
+use crate::vault::Vault;
 
 /// Between the death of a process and the start of the next.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a vault that is away is asked again.
+const AGAIN: u32 = 25;
 
 /// How long it may take to end with the sessions that it serves.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -23,7 +32,10 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// The server's handle.
 pub(crate) struct Egress {
     executable: PathBuf,
-    models: std::collections::BTreeMap<String, Upstream>,
+    setup: Setup,
+    /// The server's own link to the vault.
+    pub(crate) vault: Client,
+    runtime: Handle,
     state: Mutex<State>,
 }
 
@@ -31,18 +43,24 @@ pub(crate) struct Egress {
 struct State {
     control: Option<OwnedFd>,
     child: Option<Child>,
-    ways: HashMap<SessionId, (WayOut, Vec<String>)>,
+    vault: Option<Vault>,
+    /// Sessions with sockets.
+    ways: HashMap<SessionId, (WayOut, Rights)>,
     stopping: bool,
 }
 
 impl Egress {
-    /// Starts the process and the watch over it.
-    pub(crate) fn start(
-        executable: PathBuf,
-        models: std::collections::BTreeMap<String, Upstream>,
-    ) -> std::io::Result<Arc<Self>> {
-        let egress = Arc::new(Self { executable, models, state: Mutex::default() });
-        egress.spawn(&mut egress.lock())?;
+    /// Starts the processes and the watch over them. Called within a runtime.
+    pub(crate) fn start(executable: PathBuf, setup: Setup, for_vault: wire::Setup) -> std::io::Result<Arc<Self>> {
+        let vault = Client::default();
+        let egress = Arc::new(Self { executable, setup, vault, runtime: Handle::current(), state: Mutex::default() });
+        {
+            let mut state = egress.lock();
+            let vault = Vault::start(egress.executable.clone(), for_vault)?;
+            egress.vault.use_link(vault.link(Role::Server)?)?;
+            state.vault = Some(vault);
+            egress.spawn(&mut state)?;
+        }
         let watched = Arc::downgrade(&egress);
         std::thread::Builder::new().name("egress-watch".into()).spawn(move || {
             while let Some(egress) = watched.upgrade() {
@@ -62,23 +80,35 @@ impl Egress {
 
     fn spawn(&self, state: &mut State) -> std::io::Result<()> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let child =
-            Command::new(&self.executable).arg("egress").stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn()?;
-        control::send(&ours, &Order::Models(self.models.clone()), &[])?;
-        for (session, (way, models)) in &state.ways {
-            let order = Order::Attach { session: session.clone(), models: models.clone() };
-            control::send(&ours, &order, &[way.listener.as_fd(), way.lifeline.as_fd()])?;
+        let child = Command::new(&self.executable)
+            .arg("egress-process")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()?;
+        control::send(&ours, &Order::Setup(Box::new(self.setup.clone())), &[])?;
+        give_link(state.vault.as_ref(), &ours)?;
+        for (session, (way, rights)) in &state.ways {
+            control::send(&ours, &attach(session, rights), &fds(way))?;
         }
         state.control = Some(ours);
         state.child = Some(child);
         Ok(())
     }
 
-    /// Restarts a dead process; false once it is to stay dead.
+    /// Restarts what died; false once it is to stay dead.
     fn look_after(&self) -> bool {
         let mut state = self.lock();
         if state.stopping {
             return false;
+        }
+        let ended = state.vault.as_mut().is_some_and(|vault| vault.has_ended() && vault.may_start_again());
+        if ended || (self.vault.is_broken() && state.vault.as_mut().is_some_and(|vault| !vault.has_ended())) {
+            if ended {
+                tracing::error!("the vault ended; starting another");
+            }
+            if let Err(error) = self.renew_vault(&mut state, ended) {
+                tracing::error!(%error, "the vault cannot be started");
+            }
         }
         let ended = state.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
         if ended {
@@ -91,14 +121,42 @@ impl Egress {
         true
     }
 
-    /// Hangs up and waits for the process to end.
+    /// Starts the vault again, or gives a link that broke anew; tells it of all
+    /// sessions before egress can ask.
+    fn renew_vault(&self, state: &mut State, ended: bool) -> std::io::Result<()> {
+        let _runtime = self.runtime.enter();
+        if let Some(vault) = &mut state.vault {
+            if ended {
+                vault.start_again()?;
+            }
+            self.vault.use_link(vault.link(Role::Server)?)?;
+        }
+        let known: Vec<Request> =
+            state.ways.iter().map(|(session, (_, rights))| permit(session, rights, false)).collect();
+        self.runtime.block_on(async {
+            for request in known {
+                if self.vault.ask(&request).await.is_err() {
+                    return Err(std::io::Error::other("the vault does not answer"));
+                }
+            }
+            Ok(())
+        })?;
+        match &state.control {
+            Some(control) => give_link(state.vault.as_ref(), control),
+            None => Ok(()),
+        }
+    }
+
+    /// Hangs up and waits for the processes to end.
     pub(crate) fn stop(&self) {
         let mut state = self.lock();
         state.stopping = true;
         state.control = None;
         state.ways.clear();
-        if let Some(mut child) = state.child.take() {
-            drop(state);
+        self.vault.hang_up();
+        let children = [state.child.take(), state.vault.take().map(Vault::hang_up)];
+        drop(state);
+        for mut child in children.into_iter().flatten() {
             let end = Instant::now() + GOODBYE;
             while matches!(child.try_wait(), Ok(None)) {
                 if Instant::now() >= end {
@@ -114,20 +172,78 @@ impl Egress {
         let mut state = self.lock();
         state.stopping = true;
         state.control = None;
+        state.vault = None;
+        self.vault.hang_up();
+    }
+}
+
+fn give_link(vault: Option<&Vault>, control: &OwnedFd) -> std::io::Result<()> {
+    let Some(vault) = vault else { return Ok(()) };
+    let link = vault.link(Role::Egress)?;
+    control::send(control, &Order::Vault, &[link.as_fd()])
+}
+
+fn fds(way: &WayOut) -> Vec<BorrowedFd<'_>> {
+    way.exits.as_fds().into_iter().chain([way.lifeline.as_fd()]).collect()
+}
+
+fn attach(session: &SessionId, rights: &Rights) -> Order {
+    let pass = Pass { models: rights.models.clone(), policy: rights.policy.clone() };
+    Order::Attach { session: session.clone(), pass }
+}
+
+fn permit(session: &SessionId, rights: &Rights, strict: bool) -> Request {
+    let Rights { models, connections, .. } = rights.clone();
+    Request::Permit { session: session.clone(), connections, models, strict }
+}
+
+impl cloister_api::Outside for Egress {
+    fn try_link(&self, session: &SessionId) -> std::io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let state = self.lock();
+        let control = state.control.as_ref().ok_or_else(|| std::io::Error::other("egress is away"))?;
+        control::send(control, &Order::Try { session: session.clone() }, &[theirs.as_fd()])?;
+        Ok(ours)
     }
 }
 
 impl Gateway for Egress {
-    fn attach(&self, session: &SessionId, way: WayOut, models: Vec<String>) -> std::io::Result<()> {
+    fn permit<'a>(&'a self, session: &'a SessionId, rights: &'a Rights, strict: bool) -> Permitting<'a> {
+        Box::pin(async move {
+            let request = permit(session, rights, strict);
+            let mut reply = self.vault.ask(&request).await;
+            // One that died is back in a moment.
+            for _ in 0..AGAIN {
+                if reply.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(PAUSE).await;
+                reply = self.vault.ask(&request).await;
+            }
+            match reply {
+                Ok(Reply::Done) => Ok(()),
+                Ok(Reply::Invalid(message)) => Err(SessionError {
+                    code: ErrorCode::InvalidRequest,
+                    message,
+                    hint: Some("GET /v1/connections lists them".into()),
+                }),
+                _ => Err(SessionError::new(ErrorCode::Unavailable, "the vault is not there; try again")),
+            }
+        })
+    }
+
+    fn attach(&self, session: &SessionId, way: WayOut, rights: Rights) -> std::io::Result<()> {
         let mut state = self.lock();
-        let order = Order::Attach { session: session.clone(), models: models.clone() };
         // If the process has just died, its successor is told with the rest.
         if let Some(control) = &state.control
-            && let Err(error) = control::send(control, &order, &[way.listener.as_fd(), way.lifeline.as_fd()])
+            && let Err(error) = control::send(control, &attach(session, &rights), &fds(&way))
         {
             tracing::warn!(%error, "egress is away; its successor will serve this session");
         }
-        state.ways.insert(session.clone(), (way, models));
+        // The vault may have been replaced since it was told.
+        let (vault, request) = (self.vault.clone(), permit(session, &rights, false));
+        self.runtime.spawn(async move { drop(vault.ask(&request).await) });
+        state.ways.insert(session.clone(), (way, rights));
         Ok(())
     }
 
@@ -138,5 +254,19 @@ impl Gateway for Egress {
         {
             let _ = control::send(control, &Order::Detach { session: session.clone() }, &[]);
         }
+    }
+
+    fn forget(&self, session: &SessionId) {
+        let (vault, request) = (self.vault.clone(), permit(session, &Rights::default(), false));
+        self.runtime.spawn(async move {
+            let _ = vault.ask(&request).await;
+        });
+    }
+
+    fn prune(&self, sessions: Vec<String>) {
+        let vault = self.vault.clone();
+        self.runtime.spawn(async move {
+            let _ = vault.ask(&Request::Prune(sessions)).await;
+        });
     }
 }

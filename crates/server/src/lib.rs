@@ -1,6 +1,6 @@
 //! The roles of a tenant's server and how they are wired together. `dev` is
 //! all of them on loopback; `serve` is the tenant's server; both start the
-//! spawner and the egress process as children.
+//! spawner, egress and the vault as children.
 
 mod backup;
 mod dev;
@@ -11,6 +11,7 @@ mod listen;
 mod serve;
 mod tenant;
 mod tls;
+mod vault;
 
 pub mod config;
 pub mod doctor;
@@ -19,7 +20,8 @@ pub use backup::{Summary, backup, restore};
 pub use dev::{Dev, dev};
 pub use keys::new_key;
 pub use serve::{Serve, serve};
-pub use tenant::settle;
+pub use tenant::{lower, settle};
+pub use vault::{accept_rollback, rotate_vault, verify_audit};
 
 /// The role of the egress process: control socket on standard input.
 ///
@@ -29,6 +31,16 @@ pub async fn egress() -> Result<(), ServerError> {
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
         .map_err(|errno| ServerError::Start(errno.to_string()))?;
     cloister_egress::main(control).await.map_err(|error| ServerError::Start(error.to_string()))
+}
+
+/// The role of the vault: control socket on standard input.
+///
+/// # Errors
+/// See [`cloister_vault::main`].
+pub async fn vault() -> Result<(), ServerError> {
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
+        .map_err(|errno| ServerError::Start(errno.to_string()))?;
+    cloister_vault::main(control).await.map_err(|error| ServerError::Start(error.to_string()))
 }
 
 /// Why a role did not start.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use cloister_session::{Ground, Host, HostError, Sessions};
 use cloister_store::Store;
+use cloister_vault::wire::{Reply, Request};
 
 use crate::ServerError;
 use crate::config::Config;
@@ -72,8 +73,20 @@ impl Tenant {
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?
             .map_err(|error| sandbox_missing(&error))?;
-        let egress =
-            Egress::start(executables.cloister, config.for_egress()).map_err(ServerError::start("start egress"))?;
+        let for_vault = config.for_vault(data)?;
+        if config.vault.key_file.is_none() && for_vault.place.key_file.starts_with(data) {
+            cloister_vault::make_if_absent(&for_vault.place.key_file)
+                .map_err(ServerError::start("make the vault's key"))?;
+        }
+        let egress = Egress::start(executables.cloister, config.for_egress(), for_vault)
+            .map_err(ServerError::start("start egress and the vault"))?;
+        let sealing = match egress.vault.ask(&Request::SealingKey).await {
+            Ok(Reply::SealingKey(key)) => key,
+            _ => {
+                egress.stop();
+                return Err(ServerError::Start("the vault does not open; the line above says why".into()));
+            }
+        };
         let sessions = Sessions::open(config.for_sessions(scripted), store.clone(), host, egress.clone())
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?;
@@ -81,7 +94,11 @@ impl Tenant {
         let api = cloister_api::Api {
             sessions: sessions.clone(),
             tenant: config.tenant.clone(),
+            region: config.region.clone(),
             upload_limit: config.limits.upload_bytes,
+            vault: egress.vault.clone(),
+            sealing,
+            outside: egress.clone(),
         };
         Ok(Self { router: cloister_api::router(Arc::new(api)), store, sessions, egress, clock })
     }
@@ -132,6 +149,25 @@ pub fn settle() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// The host user of egress, where the server is root: nobody's, and not one of
+/// those that sandboxes run as.
+const EGRESS_USER: u32 = 1_899_999_999;
+
+/// Gives up root, for the process that parses what hostile hosts send. Called
+/// before any thread exists.
+pub fn lower() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (user, group) = (rustix::process::Uid::from_raw(EGRESS_USER), rustix::process::Gid::from_raw(EGRESS_USER));
+    let lowered = rustix::thread::set_thread_res_gid(group, group, group)
+        .and_then(|()| rustix::thread::set_thread_res_uid(user, user, user));
+    if let Err(error) = lowered {
+        eprintln!("cloister: egress cannot give up root: {error}");
+        std::process::exit(1);
+    }
 }
 
 /// Listens for requests to stop from this call on, not from the first poll of

@@ -66,6 +66,7 @@ impl Sessions {
         }
         let (host, sessions) = (self.host.clone(), self.clone());
         blocking(move || {
+            sessions.gateway.prune(sessions.all().iter().map(|session| session.stored.id.to_string()).collect());
             host.sweep_private(|name| name.parse().is_ok_and(|id| sessions.find(&id).is_ok()));
             Ok::<_, SessionError>(())
         })
@@ -93,7 +94,7 @@ impl Sessions {
             let fits = standing.turn.as_ref().is_some_and(|at| at.response_id == turn.id && at.attempt == turn.attempt);
             if fits && begin.is_none() {
                 tracing::info!(session = %turn.session, turn = %turn.id, "a running turn is taken over");
-                begin = Some(match self.take_over(&session, standing) {
+                begin = Some(match self.take_over(&session, standing).await {
                     Ok(sandbox) => Begin::Adopted(sandbox),
                     Err(error) => Begin::Lost(error),
                 });

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cloister_types::egress::Policy;
 use cloister_types::link::TurnLimits;
 use cloister_types::model::ModelSpec;
 
@@ -44,6 +45,10 @@ pub struct Config {
     pub queued_messages: u32,
     /// Tell agents about their memory.
     pub memory_hint: bool,
+    /// Where sessions may go that do not say.
+    pub egress: Policy,
+    /// How far any may.
+    pub egress_ceiling: Policy,
 }
 
 impl Config {

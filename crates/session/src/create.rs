@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cloister_store::{Life, StoredSession};
+use cloister_types::egress::{MOST_CONNECTIONS, MOST_HOSTS, Policy};
 use cloister_types::scope::{FileAccess, Scope};
 use cloister_types::wire::{CreateSession, SessionRecord};
 use cloister_types::{ErrorCode, SessionId};
@@ -43,6 +44,9 @@ impl Sessions {
                 hint: Some(format!("configured models: {}", names.join(", "))),
             });
         }
+        let egress = ask.egress.unwrap_or_else(|| self.config.egress.clone());
+        let connections = ask.connections.unwrap_or_default();
+        self.check_reach(&egress, connections.len())?;
         let host = self.host.clone();
         let (context, skipped) = blocking(move || Ok::<_, SessionError>(host.context())).await?;
         if !skipped.is_empty() {
@@ -60,10 +64,14 @@ impl Sessions {
             file_access,
             model,
             context,
+            egress,
+            connections,
         }));
+        self.permit(&session, true).await?;
         if let Err(error) = self.first_launch(&session).await {
             // What was made for it goes with it.
             let (host, id) = (self.host.clone(), session.stored.id.clone());
+            self.gateway.forget(&id);
             let _ = blocking(move || host.remove_private(&id).map_err(SessionError::from)).await;
             return Err(error);
         }
@@ -82,6 +90,21 @@ impl Sessions {
             self.check_open()?;
         }
         self.record(&session).await
+    }
+
+    fn check_reach(&self, egress: &Policy, connections: usize) -> Result<(), SessionError> {
+        if egress.allow.len() > MOST_HOSTS || connections > MOST_CONNECTIONS {
+            let message = format!("a session has at most {MOST_HOSTS} hosts and {MOST_CONNECTIONS} connections");
+            return Err(SessionError::new(ErrorCode::InvalidRequest, message));
+        }
+        if !egress.is_within(&self.config.egress_ceiling) {
+            return Err(SessionError {
+                code: ErrorCode::Forbidden,
+                message: "egress reaches further than this tenant's sessions may".into(),
+                hint: Some("the operator's limit is egress.ceiling".into()),
+            });
+        }
+        Ok(())
     }
 
     async fn first_launch(&self, session: &Arc<Session>) -> Result<(), SessionError> {

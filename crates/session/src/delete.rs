@@ -48,6 +48,7 @@ impl Sessions {
             return Err(error.into());
         }
         self.remove(id);
+        self.gateway.forget(id);
         let (host, private) = (self.host.clone(), id.clone());
         if let Err(error) = blocking(move || {
             host.remove_private(&private).map_err(|error| {

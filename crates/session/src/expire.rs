@@ -118,6 +118,8 @@ mod tests {
             file_access: FileAccess::everything(),
             model: "m".into(),
             context: String::new(),
+            egress: Default::default(),
+            connections: Vec::new(),
         }
     }
 

@@ -1,13 +1,17 @@
 //! Sandboxes that are alive: how many, for whom, and how to talk to one.
 
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use cloister_sandbox::files::View;
 use cloister_sandbox::host::{Launched, Standing};
+use cloister_sandbox::network::Exits;
 use cloister_sandbox::run::RunFolder;
+use cloister_store::StoredSession;
+use cloister_types::egress::{ConnectionName, Policy};
 use cloister_types::link::{Command, Enforced, FrameReader, Signal, encode};
 use cloister_types::{ResponseId, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,21 +23,41 @@ use crate::registry::{Session, Sessions};
 
 /// The way out, as this crate sees it: it hands listeners over.
 pub trait Gateway: Send + Sync {
-    /// Serve the session's model listener, for these models, until the
-    /// lifeline ends.
+    /// Have the vault know what the session may use. `strict`: it is an error
+    /// if a connection does not exist; else that one is left out.
+    fn permit<'a>(&'a self, session: &'a SessionId, rights: &'a Rights, strict: bool) -> Permitting<'a>;
+    /// Serve the session's sockets until the lifeline ends.
     ///
     /// # Errors
     /// The egress process is not there.
-    fn attach(&self, session: &SessionId, way: WayOut, models: Vec<String>) -> std::io::Result<()>;
+    fn attach(&self, session: &SessionId, way: WayOut, rights: Rights) -> std::io::Result<()>;
     /// Stop serving the session.
     fn detach(&self, session: &SessionId);
+    /// The session is gone: it may use nothing any more.
+    fn forget(&self, session: &SessionId);
+    /// These are all the sessions that there are.
+    fn prune(&self, sessions: Vec<String>);
+}
+
+/// The answer of [`Gateway::permit`]: an error is the client's to be told.
+pub type Permitting<'a> = Pin<Box<dyn Future<Output = Result<(), SessionError>> + Send + 'a>>;
+
+/// What a session may use of the outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// Models.
+    pub models: Vec<String>,
+    /// Hosts, without a credential.
+    pub policy: Policy,
+    /// Connections, with theirs.
+    pub connections: Vec<ConnectionName>,
 }
 
 /// What the way out needs of a sandbox.
 #[derive(Debug)]
 pub struct WayOut {
-    /// Accepts the session's model calls.
-    pub listener: OwnedFd,
+    /// The sockets inside.
+    pub exits: Exits,
     /// A pipe that ends with the sandbox's supervisor, or when the next server
     /// has taken the sandbox over.
     pub lifeline: OwnedFd,
@@ -230,10 +254,10 @@ impl Sessions {
         slot: OwnedSemaphorePermit,
         launched: Launched,
     ) -> Result<Sandbox, SessionError> {
-        let Launched { link, listener, lifeline, folder, enforced } = launched;
+        let Launched { link, exits, lifeline, folder, enforced } = launched;
         let known = Known { view: Some(view), slot: Some(slot), enforced };
         let sandbox = self.take(session, link, folder, known)?;
-        match self.give_way_out(session, WayOut { listener, lifeline }) {
+        match self.give_way_out(session, WayOut { exits, lifeline }).await {
             Ok(()) => Ok(sandbox),
             Err(error) => {
                 sandbox.stop().await;
@@ -243,20 +267,26 @@ impl Sessions {
     }
 
     /// Takes a sandbox over that an earlier server launched.
-    pub(crate) fn take_over(&self, session: &Session, standing: Standing) -> Result<Sandbox, SessionError> {
-        let Standing { link, listener, lifeline, enforced, folder, .. } = standing;
+    pub(crate) async fn take_over(&self, session: &Session, standing: Standing) -> Result<Sandbox, SessionError> {
+        let Standing { link, exits, lifeline, enforced, folder, .. } = standing;
         // It is at work already: if that is one more than may be, the next
         // ones wait.
         let slot = self.slots.clone().try_acquire_owned().ok();
         let known = Known { view: None, slot, enforced };
         let sandbox = self.take(session, link, folder, known)?;
-        self.give_way_out(session, WayOut { listener, lifeline })?;
+        self.give_way_out(session, WayOut { exits, lifeline }).await?;
         Ok(sandbox)
     }
 
-    fn give_way_out(&self, session: &Session, way: WayOut) -> Result<(), SessionError> {
-        let models = vec![session.stored.model.clone()];
-        self.gateway.attach(&session.stored.id, way, models).map_err(|error| {
+    /// Has the vault know what a session may use; what it may not, because it
+    /// does not exist, is the client's error.
+    pub(crate) async fn permit(&self, session: &Session, strict: bool) -> Result<(), SessionError> {
+        self.gateway.permit(&session.stored.id, &rights_of(session), strict).await
+    }
+
+    async fn give_way_out(&self, session: &Session, way: WayOut) -> Result<(), SessionError> {
+        self.permit(session, false).await?;
+        self.gateway.attach(&session.stored.id, way, rights_of(session)).map_err(|error| {
             tracing::error!(%error, "egress");
             SessionError::new(cloister_types::ErrorCode::Unavailable, "the egress process is not there; try again")
         })
@@ -279,6 +309,11 @@ impl Sessions {
     }
 }
 
+fn rights_of(session: &Session) -> Rights {
+    let StoredSession { model, egress, connections, .. } = &session.stored;
+    Rights { models: vec![model.clone()], policy: egress.clone(), connections: connections.clone() }
+}
+
 /// What is known of a sandbox besides how to reach it.
 struct Known {
     view: Option<Arc<View>>,
@@ -286,7 +321,7 @@ struct Known {
     enforced: Enforced,
 }
 
-/// The base URL of the model listener, as seen from inside.
+/// Where models are called, as seen from inside.
 pub(crate) fn model_url() -> String {
     let ([a, b, c, d], port) = cloister_sandbox::MODEL_LISTENER;
     format!("http://{a}.{b}.{c}.{d}:{port}")

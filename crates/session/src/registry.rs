@@ -226,6 +226,8 @@ impl Sessions {
             tools: Vec::new(),
             file_access: stored.file_access,
             model: stored.model,
+            egress: stored.egress,
+            connections: stored.connections,
             current_response_id: state.turn().cloned(),
             last_response: last.and_then(|turn| turn.as_last_response()),
             sandbox: session.enforced.lock().unwrap_or_else(PoisonError::into_inner).clone(),

@@ -1,6 +1,7 @@
 //! Sessions.
 
 use cloister_types::SessionId;
+use cloister_types::egress::{ConnectionName, Policy};
 use cloister_types::scope::FileAccess;
 use rusqlite::{Row, params};
 use serde_json::{Map, Value};
@@ -42,6 +43,10 @@ pub struct StoredSession {
     pub model: String,
     /// The tenant's prompt text at the time of creation.
     pub context: String,
+    /// Where it may go.
+    pub egress: Policy,
+    /// The connections that it may use.
+    pub connections: Vec<ConnectionName>,
 }
 
 fn from_row(row: &Row<'_>) -> Result<StoredSession> {
@@ -57,6 +62,8 @@ fn from_row(row: &Row<'_>) -> Result<StoredSession> {
         file_access: serde_json::from_str(&row.get::<_, String>("file_access")?)?,
         model: row.get("model")?,
         context: row.get("context")?,
+        egress: serde_json::from_str(&row.get::<_, String>("egress")?)?,
+        connections: serde_json::from_str(&row.get::<_, String>("connections")?)?,
     })
 }
 
@@ -72,8 +79,8 @@ impl Store {
             let file_access = serde_json::to_string(&session.file_access)?;
             db.prepare_cached(
                 "INSERT INTO session (id, created_at, last_activity, persistent, ttl, metadata, file_access, model, context,
-                  born, active, rested)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                  born, active, rested, egress, connections)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             )?
             .execute(params![
                 session.id.as_str(),
@@ -87,7 +94,9 @@ impl Store {
                 session.context,
                 session.life.born,
                 session.life.active,
-                session.life.rested
+                session.life.rested,
+                serde_json::to_string(&session.egress)?,
+                serde_json::to_string(&session.connections)?
             ])?;
             Ok(())
         })

@@ -20,6 +20,8 @@ fn session() -> StoredSession {
         file_access: FileAccess::everything(),
         model: "m".into(),
         context: String::new(),
+        egress: Default::default(),
+        connections: Vec::new(),
     }
 }
 

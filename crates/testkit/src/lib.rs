@@ -7,12 +7,14 @@ mod processes;
 mod provider;
 mod raw;
 mod stack;
+mod upstream;
 mod wait;
 
 pub use processes::{Processes, Sandbox, children, descendants, is_gone, is_meter};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};
 pub use stack::{As, ORDINARY, Options, Stack, Turn, freeze, kill, script, thaw};
+pub use upstream::{Seen, Upstream};
 pub use wait::until;
 
 /// Major and minor version of the kernel, for what older ones lack.

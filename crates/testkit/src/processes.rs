@@ -51,8 +51,15 @@ impl Processes {
     /// The egress process that the server started.
     #[must_use]
     pub fn egress(&self) -> Option<u32> {
-        let is_egress = |pid: &u32| command_line(*pid).ends_with(b"\0egress\0");
+        let is_egress = |pid: &u32| command_line(*pid).ends_with(b"\0egress-process\0");
         children(self.server).into_iter().find(is_egress)
+    }
+
+    /// The vault that the server started.
+    #[must_use]
+    pub fn vault(&self) -> Option<u32> {
+        let is_vault = |pid: &u32| command_line(*pid).ends_with(b"\0vault-process\0");
+        children(self.server).into_iter().find(is_vault)
     }
 
     /// The spawner that the server started.

@@ -4,9 +4,12 @@
 //!
 //! Nothing in this crate does I/O or knows an async runtime.
 
+pub mod address;
 pub mod duration;
+pub mod egress;
 pub mod error;
 pub mod event;
+pub mod host;
 pub mod id;
 pub mod key;
 pub mod link;
@@ -18,6 +21,7 @@ pub mod transcript;
 pub mod wire;
 
 pub use error::ErrorCode;
+pub use host::Host;
 pub use id::{ResponseId, SessionId};
 pub use path::WorkspacePath;
 pub use scope::{Access, Scope};

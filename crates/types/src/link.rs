@@ -13,6 +13,19 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+/// The address, in every session, at which names are resolved and models are
+/// called: of loopback, and one that no program binds by chance.
+pub const RESOLVER: [u8; 4] = [127, 127, 127, 127];
+/// What the agent's helpers read there besides models: the session's own
+/// authority, in PEM.
+pub const AUTHORITY_PATH: &str = "/.cloister/ca.pem";
+/// The same, in the form that Java reads.
+pub const AUTHORITY_STORE_PATH: &str = "/.cloister/cacerts";
+/// Where tools find that authority inside.
+pub const AUTHORITY_FILE: &str = "/tmp/.cloister/ca.pem";
+/// And in the form that Java reads.
+pub const AUTHORITY_STORE: &str = "/tmp/.cloister/cacerts";
+
 use crate::error::ErrorCode;
 use crate::event::EventKind;
 use crate::model::{ModelSpec, Price};
@@ -354,8 +367,8 @@ pub struct Spooling {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Signal {
-    /// The sandbox stands. The frame carries descriptors: the model listener,
-    /// and a pipe that ends with the supervisor.
+    /// The sandbox stands. The frame carries descriptors: the sockets by
+    /// which calls leave, and a pipe that ends with the supervisor.
     Ready(Enforced),
     /// The sandbox could not be made.
     Unready {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::egress::{ConnectionName, Policy};
 use crate::link::Enforced;
 use crate::scope::FileAccess;
 use crate::transcript::{Entry, Usage};
@@ -30,6 +31,14 @@ pub struct CreateSession {
     /// A model of the catalogue. Left out: the tenant's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// How far its programs reach. Left out: the tenant's default, which is
+    /// `offline` unless the operator says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Policy>,
+    /// Connections whose credentials are attached to its calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+    pub connections: Option<Vec<ConnectionName>>,
 }
 
 /// State of a session.
@@ -178,6 +187,13 @@ pub struct SessionRecord {
     pub file_access: FileAccess,
     /// The model in use.
     pub model: String,
+    /// How far its programs reach.
+    #[serde(default)]
+    pub egress: Policy,
+    /// Its connections.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub connections: Vec<ConnectionName>,
     /// Messages that wait for the running one.
     #[serde(default)]
     pub queued: u32,

@@ -1,5 +1,7 @@
 //! Every route, on one screen.
 
+mod connections;
+mod egress;
 mod files;
 mod history;
 mod messages;
@@ -34,6 +36,12 @@ pub(crate) fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(messages::cancel))
         .routes(routes!(files::list))
         .routes(routes!(files::get, files::put, files::delete))
+        .routes(routes!(connections::list))
+        .routes(routes!(connections::get, connections::put, connections::delete))
+        .routes(routes!(connections::put_secret, connections::revoke))
+        .routes(routes!(connections::revoke_version))
+        .routes(routes!(connections::test))
+        .routes(routes!(egress::audit))
         .split_for_parts()
 }
 

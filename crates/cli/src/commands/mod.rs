@@ -1,5 +1,6 @@
 //! One module for each kind of command.
 
+mod egress;
 mod files;
 mod machine;
 mod servers;
@@ -16,6 +17,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
         Command::Dev(options) => servers::dev(server, options, output).await,
         Command::Serve(options) => servers::serve(server, options, output).await,
         Command::Egress => Ok(cloister_server::egress().await?),
+        Command::Vault => Ok(cloister_server::vault().await?),
         Command::Doctor => machine::doctor(output),
         Command::Backup { to } => servers::backup(server, &to, output),
         Command::Restore { from } => servers::restore(server, &from, output).await,
@@ -24,6 +26,10 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
         }
         Command::Explain { code, .. } => machine::explain(code.as_deref(), output),
         Command::Config(command) => machine::config(command, output),
+        Command::Connection(command) => egress::connection(&client(server)?, command, output).await,
+        Command::EgressLog(options) => egress::egress(&client(server)?, options, output).await,
+        Command::Audit(command) => egress::audit(server, command, output),
+        Command::VaultKeys(command) => egress::vault(server, command, output),
         Command::Key(command) => servers::key(server, command, output).await,
         Command::Run(options) => session::run(&client(server)?, options, output).await,
         Command::Session(command) => session::session(&client(server)?, command, output).await,

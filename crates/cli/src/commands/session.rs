@@ -2,6 +2,7 @@
 
 use cloister_client::{Client, Events};
 use cloister_types::SessionId;
+use cloister_types::egress::{Mode, Policy};
 use cloister_types::scope::FileAccess;
 use cloister_types::transcript::Entry;
 use cloister_types::wire::{CreateSession, Measured, OnBusy, SendMessage, SessionRecord, Verdict};
@@ -132,9 +133,23 @@ async fn log(client: &Client, id: &SessionId, output: Output) -> Result<(), Fail
 }
 
 fn ask(options: NewArguments) -> CreateSession {
-    let NewArguments { read, write, model, ttl, transient } = options;
+    let NewArguments { read, write, model, ttl, transient, allow, open, connection } = options;
     let file_access = (!read.is_empty() || !write.is_empty()).then_some(FileAccess { read, write });
-    CreateSession { persistent: transient.then_some(false), ttl, metadata: None, file_access, model }
+    let egress = match (open, allow.is_empty()) {
+        (true, _) => Some(Policy { mode: Mode::Open, allow: Vec::new() }),
+        (false, false) => Some(Policy { mode: Mode::Allow, allow }),
+        (false, true) => None,
+    };
+    let connections = (!connection.is_empty()).then_some(connection);
+    CreateSession {
+        persistent: transient.then_some(false),
+        ttl,
+        file_access,
+        model,
+        egress,
+        connections,
+        metadata: None,
+    }
 }
 
 fn last_turn(session: &SessionRecord) -> Result<cloister_types::ResponseId, Failure> {

@@ -53,14 +53,15 @@ impl Drop for Scripted {
 enum Victim {
     Server,
     Egress,
+    Vault,
     Spawner,
     Supervisor,
     Init,
     Agent,
 }
 
-const VICTIMS: [Victim; 6] =
-    [Victim::Server, Victim::Egress, Victim::Spawner, Victim::Supervisor, Victim::Init, Victim::Agent];
+const VICTIMS: [Victim; 7] =
+    [Victim::Server, Victim::Egress, Victim::Vault, Victim::Spawner, Victim::Supervisor, Victim::Init, Victim::Agent];
 
 impl Victim {
     fn pid(self, stack: &Stack, session: &str) -> Option<u32> {
@@ -68,6 +69,7 @@ impl Victim {
         match self {
             Self::Server => Some(stack.pid()),
             Self::Egress => processes.egress(),
+            Self::Vault => processes.vault(),
             Self::Spawner => processes.spawner(),
             Self::Supervisor => Some(processes.sandbox(session)?.supervisor),
             Self::Init => Some(processes.sandbox(session)?.init),
@@ -225,6 +227,11 @@ async fn the_server_may_die_at_every_event() {
 #[tokio::test]
 async fn egress_may_die_at_every_event() {
     at_every_event(Victim::Egress).await;
+}
+
+#[tokio::test]
+async fn the_vault_may_die_at_every_event() {
+    at_every_event(Victim::Vault).await;
 }
 
 #[tokio::test]

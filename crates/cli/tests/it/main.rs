@@ -13,6 +13,7 @@ mod damage;
 mod data;
 mod differ;
 mod disk;
+mod egress;
 mod files;
 mod full;
 mod history;

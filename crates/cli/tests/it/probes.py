@@ -1,7 +1,7 @@
 # Attack probes, in the order of the table that they follow.
 # 1, 25, 26: files of the host
 for path in ["/etc/shadow", "/root", "/root/.ssh", "/home", "/var", "/run", "/sys", "/boot", "/mnt", "/media", "/srv", folder, folder + "/canary",
-             "/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/dbus/system_bus_socket", "/run/systemd/private", "/etc/resolv.conf",
+             "/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/dbus/system_bus_socket", "/run/systemd/private",
              "/etc/hostname", "/etc/machine-id", "/dev/mem", "/dev/kmsg", "/dev/kvm", "/dev/fuse", "/dev/vsock", "/dev/net/tun", "/dev/loop0",
              "/dev/vda", "/dev/sda", "/dev/console", "/dev/tty0", "/dev/ttyS0", "/dev/pts/0", "in/other", "../../../tmp/none", "top-secret.txt"]:
     probe("absent stat " + path, lambda p=path: os.lstat(p))
@@ -131,17 +131,18 @@ def tcp(host, p, family=socket.AF_INET):
     s = socket.socket(family, socket.SOCK_STREAM)
     s.settimeout(3)
     s.connect((host, p))
+    turned_away(s, host, p)
 for host, p in [("192.0.2.1", 443), ("169.254.169.254", 80), ("10.0.0.1", 80), ("172.17.0.1", 80), ("192.168.1.1", 53), ("127.0.0.1", port), ("127.0.0.1", 22), ("127.127.127.127", port)]:
     probe("unreachable tcp %s:%d" % (host, p) if p != port else "unreachable tcp %s host port" % host, lambda h=host, q=p: tcp(h, q))
 probe("unreachable tcp6", lambda: tcp("2001:db8::1", 80, socket.AF_INET6))
 probe("unreachable tcp6 host", lambda: tcp("::1", port, socket.AF_INET6))
 probe("unreachable link-local", lambda: tcp("fe80::1%lo", 80, socket.AF_INET6))
 def udp():
-    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.53", 53))
+    unheard(("192.0.2.53", 53))
 probe("unreachable udp", udp)
 probe("unreachable name", lambda: socket.getaddrinfo("canary.example.com", 80))
 def multicast():
-    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("224.0.0.1", 9))
+    unheard(("224.0.0.1", 9))
 probe("unreachable multicast", multicast)
 for name, arguments in {"raw": (2, 3, 1), "packet": (17, 3, 0), "vsock": (40, 1, 0), "alg": (38, 5, 0), "netfilter": (16, 3, 12), "generic netlink": (16, 3, 16),
                         "audit": (16, 3, 9), "bluetooth": (31, 3, 1), "xdp": (44, 3, 0), "can": (29, 3, 1), "key": (15, 3, 2), "smc": (43, 1, 0)}.items():

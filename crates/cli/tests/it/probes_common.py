@@ -47,6 +47,26 @@ def value(number, *arguments):
 def call(number, *arguments):
     value(number, *arguments)
 
+def turned_away(s, host, port):
+    """Every address leads to egress at these ports: it must say no, and nothing else."""
+    if port not in (80, 443):
+        return
+    s.sendall(b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host.encode() if port == 80 else b"\x16\x03\x01\x00\x05hello")
+    try:
+        said = s.recv(4096)
+    except ConnectionResetError:
+        said = b""
+    if said == b"" or b"x-cloister-refused" in said or said[:1] == b"\x15":
+        raise OSError(errno.ECONNREFUSED, "turned away")
+
+def unheard(address, family=socket.AF_INET):
+    """A datagram that nobody takes: the kernel says so when asked again."""
+    with socket.socket(family, socket.SOCK_DGRAM) as s:
+        s.settimeout(2)
+        s.connect(address)
+        s.send(b"x")
+        s.recv(10)
+
 def write(path, text="x"):
     with open(path, "w") as f:
         f.write(text)

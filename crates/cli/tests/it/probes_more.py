@@ -209,7 +209,10 @@ table = lambda name: open("/proc/self/net/" + name).read().splitlines()
 probe("is lo the only device", lambda: [line.split(":")[0].strip() for line in table("dev")[2:]] == ["lo"] == [name for _, name in socket.if_nameindex()])
 probe("is lo the only address", lambda: all(line.split()[-1] == "lo" for line in table("if_inet6")) and len(table("route")) == 1 and len(table("arp")) == 1)
 probe("is no foreign unix socket", lambda: all(len(line.split()) < 8 for line in table("unix")[1:]))
-probe("is no foreign tcp socket", lambda: all(line.split()[1].split(":")[0].endswith("7F") for line in table("tcp")[1:]) and len(table("tcp6")) == 1 and len(table("packet")) == 1)
+# The ways out are ports 80 and 443 of every address, and the resolver.
+is_exit = lambda end: end.split(":")[0].endswith("7F") or end.split(":")[1] in ("0050", "01BB")
+probe("is no foreign tcp socket", lambda: all(any(map(is_exit, line.split()[1:3])) for line in table("tcp")[1:]) and len(table("tcp6")) == 1 and len(table("packet")) == 1)
+probe("is no foreign udp socket", lambda: all(line.split()[1] == "7F7F7F7F:0035" for line in table("udp")[1:]) and len(table("udp6")) == 1)
 
 # 15, 18: other processes and their namespaces
 other = lambda: os.pidfd_open(SIBLING)
@@ -326,16 +329,28 @@ def hijack():
     with socket.socket() as s:
         s.setsockopt(1, 2, 1), s.setsockopt(1, 15, 1), s.bind(("127.127.127.127", 80))
 probe("denied the listener's address", hijack)
-probe("unreachable foreign address", lambda: socket.socket().bind(("10.1.2.3", 0)))
+def as_another():
+    # Every address is this network's own; that leads nobody else here.
+    with socket.socket() as s:
+        s.bind(("10.1.2.3", 0)), s.listen()
+        return s.getsockname()[0] == "10.1.2.3"
+probe("is another address of no use", as_another)
 for host, p in [("0.0.0.0", port), ("127.0.0.53", 53), ("100.64.0.1", 80), ("169.254.170.2", 80), ("127.0.0.1", 631), ("127.0.0.1", 5432)]:
-    probe("unreachable by tcp %s %s" % (host, "host port" if p == port else p), lambda h=host, p=p: socket.create_connection((h, p), 3))
+    probe("unreachable by tcp %s %s" % (host, "host port" if p == port else p), lambda h=host, p=p: turned_away(socket.create_connection((h, p), 3), h, p))
 for host in ["::ffff:127.0.0.1", "::ffff:169.254.169.254", "::", "fd00:ec2::254", "64:ff9b::1"]:
     probe("unreachable by tcp6 " + host, lambda h=host: socket.create_connection((h, port), 3))
 def datagram(family, address, fast=False):
     with socket.socket(family, 2) as s:
         s.setsockopt(1, 6, 1), s.sendto(b"x", 0x20000000 if fast else 0, address)
-for name, arguments in {"broadcast": (2, ("255.255.255.255", 9)), "metadata": (2, ("169.254.169.254", 80)), "mdns": (2, ("224.0.0.251", 5353)), "fast open": None}.items():
-    probe("unreachable datagram " + name, lambda a=arguments: datagram(*a) if a else socket.socket().sendto(b"x", 0x20000000, ("192.0.2.1", 443)))
+def counted():
+    # All that can be sent goes to this network's own loopback, and no further.
+    before = table("dev")
+    for address in [("255.255.255.255", 9), ("224.0.0.251", 5353)]:
+        datagram(2, address)
+    return [line.split(":")[0] for line in before[2:]] == [line.split(":")[0] for line in table("dev")[2:]]
+probe("is a broadcast heard by nobody else", counted)
+probe("unreachable datagram metadata", lambda: unheard(("169.254.169.254", 80)))
+probe("unreachable fast open", lambda: socket.socket().sendto(b"x", 0x20000000, ("192.0.2.1", 22)))
 probe("unreachable abstract socket of the host", lambda: socket.socket(1).connect("\0" + folder))
 for name in ["/tmp/.X11-unix/X0", "/tmp/dbus-x", "/run/systemd/journal", "snap", "/containerd-shim/x"]:
     probe("unreachable abstract " + name, lambda n=name: socket.socket(1).connect("\0" + n))

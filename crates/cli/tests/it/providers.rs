@@ -219,7 +219,7 @@ async fn passing_failures_are_retried_and_final_ones_are_not() {
             Reply::error(400, "{\"error\":{\"type\":\"invalid_request_error\",\"message\":\"no such thing\"}}"),
             "no such thing",
         ),
-        (Reply::error(401, &format!("{{\"error\":{{\"message\":\"bad key {KEY}\"}}}}")), "[credential]"),
+        (Reply::error(401, &format!("{{\"error\":{{\"message\":\"bad key {KEY}\"}}}}")), "bad key ***"),
         (Reply::error(429, "{\"error\":{\"code\":\"insufficient_quota\",\"message\":\"pay first\"}}"), "pay first"),
         (in_band("invalid_request_error"), "in the stream"),
     ] {

@@ -58,7 +58,7 @@ fn handshake(
 ) -> Result<rustls::ProtocolVersion, String> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(served.ca.clone().into()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .unwrap()
@@ -98,7 +98,7 @@ async fn tls_12_and_13_over_both_http_versions_and_nothing_older() {
     let port = served.address.rsplit(':').next().unwrap();
     let url = format!("https://localhost:{port}/v1/sessions");
     let certificate = reqwest::Certificate::from_der(&served.ca).unwrap();
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let builder = || reqwest::Client::builder().tls_certs_only([certificate.clone()]).no_proxy();
     for (client, version) in [
         (builder().http1_only().build().unwrap(), reqwest::Version::HTTP_11),

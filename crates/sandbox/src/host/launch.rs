@@ -19,6 +19,7 @@ use rustix::net::{
 
 use super::{Host, HostError, PATIENCE, refused};
 use crate::files::View;
+use crate::network::Exits;
 use crate::protocol::{self, Request, ViewReply};
 use crate::run::RunFolder;
 
@@ -27,8 +28,8 @@ use crate::run::RunFolder;
 pub struct Launched {
     /// Frames to and from the supervisor.
     pub link: UnixStream,
-    /// The model listener: accepted from outside, connected to from inside.
-    pub listener: OwnedFd,
+    /// Accepted from outside, connected to from inside.
+    pub exits: Exits,
     /// Ends with the supervisor.
     pub lifeline: OwnedFd,
     /// Where it keeps what the server reads.
@@ -178,15 +179,15 @@ impl Host {
         self.make_next_folder();
         let answer = asked.and_then(|()| Ok(first_signal(&ours).inspect_err(|error| self.give_up(error))?));
         let refusal = match answer {
-            Ok((Signal::Ready(enforced), fds)) => match <[OwnedFd; 2]>::try_from(fds) {
-                Ok([listener, lifeline]) => {
+            Ok((Signal::Ready(enforced), fds)) => match exits_and_lifeline(fds) {
+                Some((exits, lifeline)) => {
                     // One that is gone by now is noticed by whoever follows it.
                     let _ = std::io::Write::write_all(&mut ours, rest);
                     ours.set_read_timeout(None)?;
                     ours.set_write_timeout(None)?;
-                    return Ok(Launched { link: ours, listener, lifeline, folder, enforced });
+                    return Ok(Launched { link: ours, exits, lifeline, folder, enforced });
                 }
-                Err(_) => std::io::Error::other("descriptors are missing").into(),
+                None => std::io::Error::other("descriptors are missing").into(),
             },
             Ok((Signal::Unready { message }, _)) => refused(message),
             Ok(_) => std::io::Error::other("an answer that makes no sense").into(),
@@ -195,6 +196,12 @@ impl Host {
         folder.remove();
         Err(refusal)
     }
+}
+
+/// What comes along with a word that a sandbox stands.
+pub(crate) fn exits_and_lifeline(mut fds: Vec<OwnedFd>) -> Option<(Exits, OwnedFd)> {
+    let lifeline = fds.pop()?;
+    Some((Exits::from_fds(fds.try_into().ok()?), lifeline))
 }
 
 /// Did the other side of a link end? Without having read what was sent, too.
@@ -255,7 +262,7 @@ pub(crate) fn first_signal(socket: &UnixStream) -> std::io::Result<(Signal, Vec<
     let mut head = Vec::new();
     loop {
         let mut buffer = vec![0; wanted];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let got =
             rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;

@@ -22,7 +22,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 pub use self::launch::Launched;
 use self::launch::NextFolder;
-pub(crate) use self::launch::first_signal;
+pub(crate) use self::launch::{exits_and_lifeline, first_signal};
 use crate::confine::Limits;
 use crate::doctor;
 use crate::identity::Identity;

@@ -149,17 +149,17 @@ impl Supervisor {
             launch::end(&init);
             because
         };
-        let Sandbox { known, control, listener: model, enforced, .. } =
+        let Sandbox { known, control, exits, enforced, .. } =
             claimed.begin().map_err(|refused| end(NotBegun::Refused(refused)))?;
         // Init was woken on this processor, where it would wait for us.
         rustix::thread::sched_yield();
         let lifeline = sys::keep_only_capability(sys::CAP_KILL)
-            .and_then(|()| hand_over(&post.link, &Signal::Ready(enforced.clone()), &model))
+            .and_then(|()| hand_over(&post.link, &Signal::Ready(enforced.clone()), &exits))
             .map_err(|errno| end(NotBegun::Refused(refused("set the supervisor up", errno))))?;
         let stand = || -> rustix::io::Result<(Link, OwnedFd)> {
             let listener = be_found(post, &known)?;
             let link = rustix::io::fcntl_dupfd_cloexec(&post.link, 3)?;
-            let link = Link::new(link, listener, model, lifeline, enforced, post.launch.clone())?;
+            let link = Link::new(link, listener, exits, lifeline, enforced, post.launch.clone())?;
             Ok((link, rustix::io::fcntl_dupfd_cloexec(&post.folder, 3)?))
         };
         let (link, folder) = stand().map_err(|_| end(NotBegun::Announced))?;

@@ -10,6 +10,7 @@ use rustix::net::{
 };
 
 use super::channel::{Channel, Closed};
+use crate::network::Exits;
 use crate::run::SOCKET;
 
 /// Who is at the other end.
@@ -26,8 +27,8 @@ pub(super) enum Server {
 pub(super) struct Link {
     pub(super) server: Server,
     listener: OwnedFd,
-    /// The model listener, for whoever serves it.
-    model: OwnedFd,
+    /// The ways out, for whoever serves them.
+    exits: Exits,
     /// Ends with this process, or when the next server has taken over: that
     /// one has a way out of its own, and the old one's is to end.
     lifeline: OwnedFd,
@@ -51,7 +52,7 @@ pub(super) fn listen(folder: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 /// Sends a frame with descriptors, on a socket that takes it at once.
 pub(super) fn send_with(link: impl AsFd, signal: &Signal, gifts: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
     let bytes = encode(signal).map_err(|_| Errno::INVAL)?;
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !gifts.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(gifts)) {
         return Err(Errno::NOBUFS);
@@ -61,9 +62,10 @@ pub(super) fn send_with(link: impl AsFd, signal: &Signal, gifts: &[BorrowedFd<'_
 
 /// Sends the first frame of a connection, with what belongs to it. Returns
 /// the end of the pipe that keeps the other one silent.
-pub(super) fn hand_over(link: impl AsFd, signal: &Signal, model: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+pub(super) fn hand_over(link: impl AsFd, signal: &Signal, exits: &Exits) -> rustix::io::Result<OwnedFd> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    send_with(link, signal, &[model.as_fd(), read.as_fd()])?;
+    let [http, https, names, names_tcp] = exits.as_fds();
+    send_with(link, signal, &[http, https, names, names_tcp, read.as_fd()])?;
     Ok(write)
 }
 
@@ -73,13 +75,13 @@ impl Link {
     pub(super) fn new(
         link: OwnedFd,
         listener: OwnedFd,
-        model: OwnedFd,
+        exits: Exits,
         lifeline: OwnedFd,
         enforced: Enforced,
         launch: String,
     ) -> rustix::io::Result<Self> {
         let server = Server::Attached(Channel::new(link)?);
-        Ok(Self { server, listener, model, lifeline, enforced, launch, said: None })
+        Ok(Self { server, listener, exits, lifeline, enforced, launch, said: None })
     }
 
     pub(super) fn listener(&self) -> &OwnedFd {
@@ -141,7 +143,7 @@ impl Link {
         let Server::Greeting(channel) = std::mem::replace(&mut self.server, Server::Detached) else { return };
         self.said = None;
         let standing = Signal::Standing { enforced: self.enforced.clone(), turn };
-        if welcome && let Ok(lifeline) = hand_over(channel.fd(), &standing, &self.model) {
+        if welcome && let Ok(lifeline) = hand_over(channel.fd(), &standing, &self.exits) {
             self.lifeline = lifeline;
             self.server = Server::Attached(channel);
         }

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use cloister_types::link::{AUTHORITY_FILE, AUTHORITY_STORE, RESOLVER};
 use rustix::fs::{FileType, Mode, OFlags, mkdirat, mknodat, openat, symlinkat};
 use rustix::mount::MountAttrFlags;
 
@@ -21,9 +22,9 @@ use crate::{AGENT, INSIDE_ID, WORKSPACE, sys};
 const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Devices that programs expect; none of them leads to hardware.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-/// Parts of the host's `/etc` that its programs need to start or to verify
-/// certificates. Nothing about users, machines or the network.
-const ETC: [&str; 11] = [
+/// Parts of the host's `/etc` that its programs need to start. Nothing about
+/// users, machines or the network.
+const ETC: [&str; 10] = [
     "alternatives",
     "fonts",
     "ld.so.cache",
@@ -32,13 +33,17 @@ const ETC: [&str; 11] = [
     "magic.mime",
     "mime.types",
     "perl",
-    "ssl/certs",
     "ssl/openssl.cnf",
     "terminfo",
 ];
 /// And those whose names carry a version: what these languages keep there is
 /// part of their installation.
 const ETC_BEGINNINGS: [&str; 2] = ["java-", "python3"];
+
+/// Where programs look for authorities, and the session's own, which is the only
+/// one that it can meet: whatever it dials is answered by egress.
+const AUTHORITIES: [(&str, &str); 2] =
+    [("etc/ssl/certs/ca-certificates.crt", AUTHORITY_FILE), ("etc/ssl/certs/java/cacerts", AUTHORITY_STORE)];
 
 const FOLDER: Mode = Mode::from_raw_mode(0o755);
 pub(super) const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
@@ -104,8 +109,11 @@ impl Base {
 
 /// The host's programs, and the little of its `/etc` that they need.
 fn host_programs(tree: &Tree) -> Result<(), ViewError> {
-    for folder in ["etc", "etc/ssl", "proc", "tmp"] {
+    for folder in ["etc", "etc/ssl", "etc/ssl/certs", "etc/ssl/certs/java", "proc", "tmp"] {
         mkdirat(tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
+    }
+    for (link, target) in AUTHORITIES {
+        symlinkat(target, tree, link).map_err(ViewError::at(format!("link /{link}")))?;
     }
     for name in SYSTEM {
         system(tree, name).map_err(ViewError::at(format!("bind /{name}")))?;
@@ -174,8 +182,8 @@ pub(super) fn write(tree: impl AsFd, path: &str, content: &[u8]) -> rustix::io::
     file.write_all(content).map_err(|error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
 }
 
-/// The accounts that exist inside, and name look-up without any network.
-fn accounts() -> [(&'static str, String); 5] {
+/// The accounts that exist inside, and where names are looked up.
+fn accounts() -> [(&'static str, String); 6] {
     [
         (
             "etc/passwd",
@@ -185,7 +193,14 @@ fn accounts() -> [(&'static str, String); 5] {
         ),
         ("etc/group", format!("agent:x:{INSIDE_ID}:\nnogroup:x:65534:\n")),
         ("etc/hosts", "127.0.0.1 localhost cloister\n::1 localhost\n".to_owned()),
-        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n".to_owned()),
+        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
+        ("etc/resolv.conf", resolver()),
         ("etc/gitconfig", "[safe]\n\tdirectory = *\n".to_owned()),
     ]
+}
+
+/// Where names are looked up: what the answers there are worth is egress's to say.
+pub(super) fn resolver() -> String {
+    let [a, b, c, d] = RESOLVER;
+    format!("nameserver {a}.{b}.{c}.{d}\noptions timeout:3 attempts:2\n")
 }

@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 
 use super::ViewError;
-use super::base::{PLAIN, place_host_file, write};
+use super::base::{PLAIN, place_host_file, resolver, write};
 use super::mounts::{STRICT, attach, bind, clone_mount, handle, host, tmpfs};
 use super::site::{Part, Site, Tree};
 use super::workspace::make_folders;
@@ -114,10 +114,11 @@ fn accounts(root: &OwnedFd) -> Result<()> {
         ("etc/passwd", format!("agent:x:{INSIDE_ID}:{INSIDE_ID}:agent:/tmp/home:/bin/sh\n")),
         ("etc/group", format!("agent:x:{INSIDE_ID}:\n")),
         ("etc/hosts", "127.0.0.1 localhost cloister\n::1 localhost\n".to_owned()),
+        ("etc/resolv.conf", resolver()),
     ] {
         let before =
             match openat2(root, name, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty(), STRICT) {
-                Ok(file) if name != "etc/hosts" => {
+                Ok(file) if !matches!(name, "etc/hosts" | "etc/resolv.conf") => {
                     let mut text = String::new();
                     let read = std::io::Read::read_to_string(
                         &mut std::io::Read::take(std::fs::File::from(file), 1 << 20),

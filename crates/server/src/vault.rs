@@ -1,0 +1,97 @@
+//! The vault as the server's child: started, told, given links, started again
+//! if it dies.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cloister_types::egress::AuditHead;
+use cloister_vault::audit::Verified;
+use cloister_vault::wire::{Order, Role, Setup, send};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::ServerError;
+use crate::config::Config;
+use crate::files::take;
+
+/// Between two starts.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The server's handle.
+pub(crate) struct Vault {
+    executable: PathBuf,
+    setup: Setup,
+    control: OwnedFd,
+    child: Child,
+    started: Instant,
+}
+
+impl Vault {
+    /// Starts the process.
+    pub(crate) fn start(executable: PathBuf, setup: Setup) -> std::io::Result<Self> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let child =
+            Command::new(&executable).arg("vault-process").stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn()?;
+        send(&ours, &Order::Setup(Box::new(setup.clone())), None)?;
+        Ok(Self { executable, setup, control: ours, child, started: Instant::now() })
+    }
+
+    /// Starts another in place of one that ended.
+    pub(crate) fn start_again(&mut self) -> std::io::Result<()> {
+        *self = Self::start(self.executable.clone(), self.setup.clone())?;
+        Ok(())
+    }
+
+    /// A new link, for whoever is at its other end.
+    pub(crate) fn link(&self, role: Role) -> std::io::Result<OwnedFd> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        send(&self.control, &Order::Link(role), Some(&theirs))?;
+        Ok(ours)
+    }
+
+    /// One that ends as soon as it has begun is not begun again at once.
+    pub(crate) fn may_start_again(&self) -> bool {
+        self.started.elapsed() >= PAUSE
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Hangs up; the process ends with its last link.
+    pub(crate) fn hang_up(self) -> Child {
+        self.child
+    }
+}
+
+/// Verifies a tenant's audit.
+///
+/// # Errors
+/// The first fault.
+pub fn verify_audit(
+    path: &Path,
+    tenant: &str,
+    head: Option<&AuditHead>,
+    key: Option<&str>,
+) -> Result<Verified, String> {
+    cloister_vault::audit::verify(path, tenant, head, key)
+}
+
+/// Closes every credential with a new root key, while no server runs.
+///
+/// # Errors
+/// A server runs, or something does not open.
+pub fn rotate_vault(config: &Config, data: &Path) -> Result<usize, ServerError> {
+    let _lock = take(data)?;
+    cloister_vault::rotate(&config.vault_place(data)?).map_err(|error| ServerError::Start(error.to_string()))
+}
+
+/// Takes the present data for the newest, while no server runs.
+///
+/// # Errors
+/// A server runs, or the key does not fit.
+pub fn accept_rollback(config: &Config, data: &Path) -> Result<(), ServerError> {
+    let _lock = take(data)?;
+    cloister_vault::accept_rollback(&config.vault_place(data)?).map_err(|error| ServerError::Start(error.to_string()))
+}
