@@ -23,6 +23,9 @@ use crate::vault::Vault;
 /// Between the death of a process and the start of the next.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Looks from one question to the next, whether the vault is well.
+const LOOKS: u32 = 20;
+
 /// How often a vault that is away is asked again.
 const AGAIN: u32 = 25;
 
@@ -47,6 +50,10 @@ struct State {
     /// Sessions with sockets.
     ways: HashMap<SessionId, (WayOut, Rights)>,
     stopping: bool,
+    /// Looks since the vault was last asked whether it is well, and how often
+    /// in a row it did not say so.
+    looks: u32,
+    silent: u32,
 }
 
 impl Egress {
@@ -64,6 +71,7 @@ impl Egress {
         let watched = Arc::downgrade(&egress);
         std::thread::Builder::new().name("egress-watch".into()).spawn(move || {
             while let Some(egress) = watched.upgrade() {
+                egress.ask_how_it_is();
                 if !egress.look_after() {
                     return;
                 }
@@ -93,6 +101,28 @@ impl Egress {
         state.control = Some(ours);
         state.child = Some(child);
         Ok(())
+    }
+
+    /// Ends a vault that lives and does not answer: another one may.
+    fn ask_how_it_is(&self) {
+        {
+            let mut state = self.lock();
+            state.looks += 1;
+            if !state.looks.is_multiple_of(LOOKS) || state.stopping {
+                return;
+            }
+        }
+        // Not under the lock: it may take a while.
+        let well = self.runtime.block_on(self.vault.ask(&Request::SealingKey)).is_ok();
+        let mut state = self.lock();
+        state.silent = if well { 0 } else { state.silent + 1 };
+        if state.silent >= 2
+            && let Some(vault) = &mut state.vault
+            && !vault.has_ended()
+        {
+            tracing::error!("the vault does not answer; it is ended");
+            vault.kill();
+        }
     }
 
     /// Restarts what died; false once it is to stay dead.

@@ -55,6 +55,11 @@ impl Vault {
         self.started.elapsed() >= PAUSE
     }
 
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
     pub(crate) fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }

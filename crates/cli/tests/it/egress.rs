@@ -580,6 +580,30 @@ async fn what_a_session_was_lent_comes_back_in_no_answer_and_open_means_the_publ
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_does_not_answer_is_replaced_and_nothing_hangs_meanwhile() {
+    let upstream = Upstream::start(&NAMES).await;
+    let stack = stack(As::User, &upstream, &NAMES).await;
+    connect(&stack, "api", bearer("api.example.test"), json!({"kind": "static", "value": CANARY})).await;
+    let id = stack.session_with(json!({"connections": ["api"]})).await.id;
+    let (said, _) = stack.bash(&id, "curl -sS https://api.example.test/x").await;
+    assert!(said.contains("/x over"), "{said}");
+    let frozen = stack.processes().vault().unwrap();
+    cloister_testkit::freeze(frozen);
+    let answer = stack.raw("GET", "/v1/connections", &[], b"").await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    // Twice it is asked in vain, five seconds each.
+    for _ in 0..100 {
+        if stack.processes().vault().is_some_and(|pid| pid != frozen) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    assert_ne!(stack.processes().vault(), Some(frozen));
+    let (said, _) = stack.bash(&id, "curl -sS -m 20 --retry 5 --retry-all-errors https://api.example.test/x").await;
+    assert!(said.contains("/x over"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_wrongly_is_refused_with_the_reason() {
     let upstream = Upstream::start(&NAMES).await;
     let ceiling = "[egress.ceiling]\nmode = \"allow\"\nallow = [\"*.example.test\"]";

@@ -90,6 +90,10 @@ def trailer():
     said = raw(head("/trailer"))
     return LEAK.encode() not in said and b"x-header: *****" in said or said
 probe("2 headers and trailers are covered", trailer)
+def h2_trailer():
+    r = h2("/trailer", "-v", "-H", "te: trailers")
+    return LEAK not in r.stdout + r.stderr and "x-trailer: *****" in r.stderr and r.stdout.startswith("body") or r
+probe("2 trailers are covered by h2", h2_trailer)
 def forms():
     _, _, data = ask("/forms")
     left = [line for line in data.decode().split("\n") if line.count("*") < len(line) * 0.7]

@@ -81,6 +81,14 @@ enum Mark {
     High,
 }
 
+/// FIFOs, sockets and files, by the mode that is loaded from there. The kernel
+/// lets anybody make the device 0:0, an overlay's whiteout.
+fn no_device(mode: u32) -> Vec<Step> {
+    let refuse = To::Answer(REFUSE);
+    let kinds = [libc::S_IFCHR, libc::S_IFBLK].map(|kind| Step::Is(kind, refuse));
+    [Step::Load(mode), Step::And(libc::S_IFMT)].into_iter().chain(kinds).chain([Step::Answer(ALLOW)]).collect()
+}
+
 /// The program of a check.
 pub(super) fn program(check: Check) -> Vec<Instruction> {
     use Step::{And, Answer, HasAny, Is, Load, Mark as Here};
@@ -107,6 +115,8 @@ pub(super) fn program(check: Check) -> Vec<Instruction> {
             steps.push(Answer(REFUSE));
             steps
         }
+        Check::NoDevice => no_device(argument(2)),
+        Check::NoDeviceByPath => no_device(argument(1)),
         Check::NoWhiteout => vec![Load(argument(4)), HasAny(WHITEOUT, refuse), Answer(ALLOW)],
         Check::Family => {
             let mut steps = vec![

@@ -192,6 +192,16 @@ mod tests {
         assert_eq!(here(libc::SYS_prlimit64, [0, 7, 1, 0, 0, 0]), ALLOW);
         assert_eq!(here(libc::SYS_setrlimit, [4, 1, 0, 0, 0, 0]), PRETEND);
         assert_eq!(here(libc::SYS_setrlimit, [7, 1, 0, 0, 0, 0]), ALLOW);
+        for (kind, answer) in [
+            (libc::S_IFREG, ALLOW),
+            (libc::S_IFIFO, ALLOW),
+            (libc::S_IFSOCK, ALLOW),
+            (0, ALLOW),
+            (libc::S_IFCHR, REFUSE),
+            (libc::S_IFBLK, REFUSE),
+        ] {
+            assert_eq!(here(libc::SYS_mknodat, [0, 0, u64::from(kind | 0o600), 0, 0, 0]), answer);
+        }
         assert_eq!(here(libc::SYS_sync, [0; 6]), PRETEND);
         for (command, answer) in
             [(1, ALLOW), (38, ALLOW), (1024, REFUSE), (1026, REFUSE), (1030, ALLOW), (1040, REFUSE)]

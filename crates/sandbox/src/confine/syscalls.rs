@@ -21,6 +21,10 @@ pub(super) enum Check {
     NoLease,
     /// `renameat2`: no whiteouts, which are devices.
     NoWhiteout,
+    /// No device: the mode is the third argument.
+    NoDevice,
+    /// The same; it is the second.
+    NoDeviceByPath,
     /// `setrlimit`: not of core files, which the machine may pipe to a program
     /// of its own whatever the limit, unless that is 1.
     NoCoreLimit,
@@ -60,8 +64,9 @@ pub(super) const GROUPS: &[Group] = &[
     group!("names and metadata: the mount tree decides what is reachable", None:
         SYS_getdents64 SYS_getcwd SYS_chdir SYS_fchdir SYS_mkdirat SYS_unlinkat SYS_linkat SYS_symlinkat SYS_readlinkat SYS_renameat
         SYS_newfstatat SYS_fstat SYS_statx SYS_statfs SYS_fstatfs SYS_faccessat SYS_faccessat2 SYS_fchmod SYS_fchmodat
-        SYS_fchmodat2 SYS_fchown SYS_fchownat SYS_utimensat SYS_umask SYS_mknodat SYS_inotify_init1 SYS_inotify_add_watch
+        SYS_fchmodat2 SYS_fchown SYS_fchownat SYS_utimensat SYS_umask SYS_inotify_init1 SYS_inotify_add_watch
         SYS_inotify_rm_watch),
+    group!("FIFOs and sockets, and no device", NoDevice: SYS_mknodat),
     group!("exchange, and not over what is there", NoWhiteout: SYS_renameat2),
     group!("extended attributes: tools copy them", None:
         SYS_getxattr SYS_lgetxattr SYS_fgetxattr SYS_listxattr SYS_llistxattr SYS_flistxattr SYS_setxattr SYS_lsetxattr SYS_fsetxattr
@@ -108,9 +113,11 @@ pub(super) const GROUPS: &[Group] = &[
     #[cfg(target_arch = "x86_64")]
     group!("older spellings of the above that only this architecture has", None:
         SYS_open SYS_creat SYS_stat SYS_lstat SYS_access SYS_mkdir SYS_rmdir SYS_unlink SYS_link SYS_symlink SYS_readlink SYS_rename
-        SYS_chmod SYS_chown SYS_lchown SYS_utime SYS_utimes SYS_futimesat SYS_mknod SYS_getdents SYS_dup2 SYS_pipe SYS_poll SYS_select
+        SYS_chmod SYS_chown SYS_lchown SYS_utime SYS_utimes SYS_futimesat SYS_getdents SYS_dup2 SYS_pipe SYS_poll SYS_select
         SYS_epoll_create SYS_epoll_wait SYS_eventfd SYS_signalfd SYS_inotify_init SYS_fork SYS_vfork SYS_getpgrp SYS_alarm SYS_pause
         SYS_time SYS_arch_prctl),
+    #[cfg(target_arch = "x86_64")]
+    group!("FIFOs and sockets, and no device, by the older spelling", NoDeviceByPath: SYS_mknod),
 ];
 
 /// Highest number that this list's author knew: above it, ENOSYS.
