@@ -60,12 +60,6 @@ impl Dialer {
         Self { placed }
     }
 
-    /// Has the operator placed it?
-    #[must_use]
-    pub fn is_placed(&self, host: &Host) -> bool {
-        self.placed.contains_key(host)
-    }
-
     /// Connects to a host, or to an address that the operator named.
     ///
     /// # Errors

@@ -175,7 +175,7 @@ async fn sign(
             .get(http::header::CONTENT_TYPE)
             .and_then(|value| Some(("content-type".into(), value.to_str().ok()?.to_owned()))),
     );
-    let time = cloister_time();
+    let time = cloister_vault::aws_time(std::time::SystemTime::now());
     let call = AwsCall {
         method: parts.method.to_string(),
         path: path.to_owned(),
@@ -194,25 +194,4 @@ async fn sign(
     let hidden: Vec<&str> = hidden.iter().map(String::as_str).collect();
     session.hide(&hidden);
     Ok(Attached { version, value: None, places, identity: None, frame: None, query: None })
-}
-
-/// Now, in the form of AWS's dates.
-fn cloister_time() -> String {
-    let date = httpdate::HttpDate::from(std::time::SystemTime::now()).to_string();
-    // `Sun, 06 Nov 1994 08:49:37 GMT`
-    let words: Vec<&str> = date.split([' ', ':']).collect();
-    let [_, day, month, year, hour, minute, second, ..] = words[..] else { return String::new() };
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let month = MONTHS.iter().position(|known| *known == month).unwrap_or(0) + 1;
-    format!("{year}{month:02}{day}T{hour}{minute}{second}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn times_have_the_form_that_aws_reads() {
-        let time = super::cloister_time();
-        assert!(time.len() == 16 && time.as_bytes()[8] == b'T' && time.ends_with('Z'), "{time}");
-        assert!(time.starts_with("20"), "{time}");
-    }
 }

@@ -113,6 +113,15 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
+    /// Of a call that begins now.
+    pub(crate) fn new(session: Arc<Session>, stream: &str, method: &http::Method) -> Self {
+        let mut entry = session.recorder.entry(stream);
+        entry.method = method.as_str().chars().take(16).collect();
+        let place = session.call();
+        let (began, up) = (std::time::Instant::now(), Arc::new(AtomicU64::new(0)));
+        Self { session, entry, began, up, down: 0, meter: None, place, places: Vec::new() }
+    }
+
     pub(crate) fn flag(&mut self, flag: &str) {
         if !self.entry.flags.iter().any(|known| known == flag) {
             self.entry.flags.push(flag.to_owned());

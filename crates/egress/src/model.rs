@@ -4,8 +4,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cloister_dial::Reach;
 use cloister_types::egress::Decision;
@@ -55,18 +54,7 @@ pub(crate) async fn handle(session: Arc<Session>, request: Request<Incoming>) ->
     if request.method() == Method::GET && [AUTHORITY_PATH, AUTHORITY_STORE_PATH].contains(&target.as_str()) {
         return Ok(authority(&session, &target).await);
     }
-    let mut entry = session.recorder.entry("model");
-    request.method().as_str().chars().take(16).collect::<String>().clone_into(&mut entry.method);
-    let mut ending = Ending {
-        session: session.clone(),
-        entry,
-        began: Instant::now(),
-        up: Arc::new(AtomicU64::new(0)),
-        down: 0,
-        meter: None,
-        place: session.call(),
-        places: Vec::new(),
-    };
+    let mut ending = Ending::new(session.clone(), "model", request.method());
     let granted = |name: &str| {
         let allowed = session.pass.models.iter().any(|model| model == name);
         session.tenant.setup.models.get(name).filter(|_| allowed).map(|upstream| upstream.wire)

@@ -4,8 +4,7 @@
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cloister_dial::{DialError, Peer, Reach};
 use cloister_types::Host;
@@ -57,19 +56,9 @@ pub(crate) async fn handle(
     dialled: Dialled,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let mut entry = session.recorder.entry(if websocket::is_asked_for(&request) { "websocket" } else { "http" });
-    request.method().as_str().chars().take(16).collect::<String>().clone_into(&mut entry.method);
-    entry.port = Some(443);
-    let mut ending = Ending {
-        session: session.clone(),
-        entry,
-        began: Instant::now(),
-        up: Arc::new(AtomicU64::new(0)),
-        down: 0,
-        meter: None,
-        place: session.call(),
-        places: Vec::new(),
-    };
+    let stream = if websocket::is_asked_for(&request) { "websocket" } else { "http" };
+    let mut ending = Ending::new(session.clone(), stream, request.method());
+    ending.entry.port = Some(443);
     match call(&session, &dialled, request, &mut ending).await {
         Ok(Sent::Answer(response)) => {
             let (parts, answer) = response.into_parts();

@@ -28,6 +28,7 @@ pub use key::{NotOpened, SealingKey, hex, unhex};
 pub use records::about_secret;
 pub use rotate::{accept_rollback, rotate};
 pub use serve::main;
+pub use sign::aws_time;
 
 /// What a vault cannot do.
 #[derive(Debug, thiserror::Error)]

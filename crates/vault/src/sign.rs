@@ -1,7 +1,7 @@
 //! Signatures: assertions for token endpoints, calls to AWS, TLS handshakes.
 //! The keys never leave this process.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac;
@@ -17,7 +17,6 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use crate::key::hex;
-use crate::scribe::now;
 use crate::wire::AwsCall;
 
 /// A private key that signs.
@@ -178,23 +177,24 @@ fn canonical_query(query: &str) -> String {
     pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
 
-/// Is it the time, by AWS's form of it (`20260102T030405Z`), within minutes?
-pub(crate) fn is_now(time: &str) -> bool {
-    let near = |seconds: f64| {
-        let date = httpdate::HttpDate::from(std::time::UNIX_EPOCH + Duration::from_secs_f64(seconds.max(0.0)));
-        aws_minute(&date.to_string())
-    };
-    let minutes = [-60.0, 0.0, 60.0].map(|away| near(now() + away));
-    time.get(..13).is_some_and(|minute| minutes.iter().any(|known| known == minute))
+/// A time in AWS's form: `20260102T030405Z`.
+#[must_use]
+pub fn aws_time(time: SystemTime) -> String {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    // `Fri, 02 Jan 2026 03:04:05 GMT`
+    let date = httpdate::HttpDate::from(time).to_string();
+    let words: Vec<&str> = date.split([' ', ':']).collect();
+    let [_, day, month, year, hour, minute, second, ..] = words[..] else { return String::new() };
+    let month = MONTHS.iter().position(|known| *known == month).unwrap_or(0) + 1;
+    format!("{year}{month:02}{day}T{hour}{minute}{second}Z")
 }
 
-/// `20260102T0304` of `Fri, 02 Jan 2026 03:04:05 GMT`.
-fn aws_minute(date: &str) -> String {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let words: Vec<&str> = date.split([' ', ':']).collect();
-    let [_, day, month, year, hour, minute, ..] = words[..] else { return String::new() };
-    let month = MONTHS.iter().position(|known| *known == month).unwrap_or(0) + 1;
-    format!("{year}{month:02}{day}T{hour}{minute}")
+/// Is it that time, within a minute or two?
+pub(crate) fn is_now(time: &str) -> bool {
+    let (now, minute) = (SystemTime::now(), Duration::from_secs(60));
+    let near = [now.checked_sub(minute), Some(now), now.checked_add(minute)].map(|time| time.map(aws_time));
+    let minute_of = |text: &str| text.get(..13).map(str::to_owned);
+    near.into_iter().flatten().any(|known| minute_of(&known) == minute_of(time))
 }
 
 #[cfg(test)]
@@ -224,6 +224,13 @@ mod tests {
             authorization.ends_with("Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"),
             "{authorization}"
         );
+    }
+
+    #[test]
+    fn times_have_the_form_that_aws_reads() {
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
+        assert_eq!(aws_time(time), "20130524T000000Z");
+        assert!(is_now(&aws_time(SystemTime::now())) && !is_now("20130524T000000Z") && !is_now(""));
     }
 
     #[test]
