@@ -12,6 +12,7 @@ use http::request::Parts;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::body::{self, Body, full};
+use crate::headers;
 use crate::identity::Identity;
 use crate::refuse::Refused;
 use crate::session::Session;
@@ -87,7 +88,9 @@ pub(crate) async fn attach(
             let value = percent_encoding::utf8_percent_encode(&secret, QUERY).to_string();
             let pair = format!("{name}={value}");
             rendered.push(value);
-            new_query = Some(if query.is_empty() { pair } else { format!("{query}&{pair}") });
+            // Of two of one name, some servers take the first.
+            let others = headers::without_parameter(query, name);
+            new_query = Some(if others.is_empty() { pair } else { format!("{others}&{pair}") });
         }
         Attach::Cookie { name } => {
             let kept =

@@ -157,9 +157,13 @@ pub(crate) fn strip_query(query: &str, also: Option<&str>) -> (String, bool) {
 const PACKING: [&str; 5] =
     ["accept-encoding", "accept-charset", "a-im", "grpc-accept-encoding", "connect-accept-encoding"];
 
-/// Asks for an answer as it is: what is packed would have to be unpacked to be
-/// scrubbed.
-pub(crate) fn ask_for_plain(headers: &mut HeaderMap) {
+/// Asks for an answer as it is, and unless `ranges` may be asked for whole: what is
+/// packed would have to be unpacked to be scrubbed, and pieces put together.
+pub(crate) fn ask_for_plain(headers: &mut HeaderMap, ranges: bool) {
+    if !ranges {
+        headers.remove(header::RANGE);
+        headers.remove(header::IF_RANGE);
+    }
     PACKING.iter().for_each(|name| drop(headers.remove(*name)));
     headers.insert(header::ACCEPT_ENCODING, http::HeaderValue::from_static("identity"));
 }
@@ -181,6 +185,15 @@ pub(crate) fn packing(headers: &HeaderMap) -> Result<Option<String>, ()> {
         ([one], true) => Ok(Some(one.clone())),
         _ => Err(()),
     }
+}
+
+/// A query without one parameter, in whatever spelling.
+pub(crate) fn without_parameter(query: &str, name: &str) -> String {
+    let is_it = |pair: &&str| {
+        let own = pair.split('=').next().unwrap_or_default();
+        percent_encoding::percent_decode_str(own).decode_utf8_lossy().eq_ignore_ascii_case(name)
+    };
+    query.split('&').filter(|pair| !is_it(pair)).collect::<Vec<_>>().join("&")
 }
 
 /// Names of a query's parameters, for the audit.
@@ -239,5 +252,6 @@ mod tests {
         assert_eq!(strip_query("a=1&own=2", Some("own")), ("a=1".into(), true));
         assert_eq!(strip_query("a=1", None), ("a=1".into(), false));
         assert_eq!(query_names("a=secret&b"), ["a", "b"]);
+        assert_eq!(without_parameter("a=1&K%65y=2&key&keys=3", "key"), "a=1&keys=3");
     }
 }

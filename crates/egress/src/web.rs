@@ -204,8 +204,8 @@ async fn plain(
     let also = other.and_then(|other| headers::attached(&other.connection.attach)).map(str::to_owned);
     let Stripped { mut read, mut parts, incoming, upgrade } = asked;
     own_credentials(&mut parts, &mut read, rule, also.as_deref(), ending)?;
-    if other.is_some() {
-        headers::ask_for_plain(&mut parts.headers);
+    if let Some(other) = other {
+        headers::ask_for_plain(&mut parts.headers, other.connection.response.ranges);
     }
     let key = Key { credential: None, session: session.id.clone(), host: None, reach: Reach::Public };
     let attached = Attached { version: 0, value: None, places: Vec::new(), identity: None, frame: None, query: None };
@@ -232,11 +232,7 @@ async fn credentialed(
     if let Some(name) = also {
         parts.headers.remove(name);
     }
-    if !connection.response.ranges {
-        parts.headers.remove(header::RANGE);
-        parts.headers.remove(header::IF_RANGE);
-    }
-    headers::ask_for_plain(&mut parts.headers);
+    headers::ask_for_plain(&mut parts.headers, connection.response.ranges);
     let purpose = Purpose {
         session: session.id.clone(),
         with: With::Connection(with.name.clone()),

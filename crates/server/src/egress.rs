@@ -270,9 +270,11 @@ impl Gateway for Egress {
         {
             tracing::warn!(%error, "egress is away; its successor will serve this session");
         }
-        // The vault may have been replaced since it was told.
-        let (vault, request) = (self.vault.clone(), permit(session, &rights, false));
-        self.runtime.spawn(async move { drop(vault.ask(&request).await) });
+        // One that was replaced since it was told knows nothing of it.
+        if state.vault.as_ref().is_some_and(Vault::is_new) {
+            let (vault, request) = (self.vault.clone(), permit(session, &rights, false));
+            self.runtime.spawn(async move { drop(vault.ask(&request).await) });
+        }
         state.ways.insert(session.clone(), (way, rights));
         Ok(())
     }

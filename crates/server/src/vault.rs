@@ -15,6 +15,8 @@ use crate::ServerError;
 use crate::config::Config;
 use crate::files::take;
 
+/// Longer than it takes from permitting a session to serving it.
+const NEW: Duration = Duration::from_secs(30);
 /// Between two starts.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -53,6 +55,11 @@ impl Vault {
     /// One that ends as soon as it has begun is not begun again at once.
     pub(crate) fn may_start_again(&self) -> bool {
         self.started.elapsed() >= PAUSE
+    }
+
+    /// Could somebody still believe that its predecessor is there?
+    pub(crate) fn is_new(&self) -> bool {
+        self.started.elapsed() < NEW
     }
 
     /// Ends it at once.

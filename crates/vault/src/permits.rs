@@ -5,7 +5,7 @@ use rusqlite::params;
 
 use crate::VaultError;
 use crate::records::{Records, rules_text};
-use crate::seal::keep_seal;
+use crate::seal::{self, keep_seal};
 
 impl Records {
     /// Permits connections to a session, in place of those before. With
@@ -17,10 +17,11 @@ impl Records {
         connections: &[ConnectionName],
         strict: bool,
     ) -> Result<Option<ConnectionName>, VaultError> {
-        self.check_seal()?;
+        let transaction = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        seal::check(&transaction, &self.root, &self.checked)?;
         let mut wanted = Vec::new();
         for name in connections {
-            match rules_text(&self.db, name)? {
+            match rules_text(&transaction, name)? {
                 Some(_) => wanted.push(name.to_string()),
                 None if strict => return Ok(Some(name.clone())),
                 None => {}
@@ -28,15 +29,13 @@ impl Records {
         }
         wanted.sort();
         wanted.dedup();
-        let had: Vec<String> = self
-            .db
+        let had: Vec<String> = transaction
             .prepare_cached("SELECT connection FROM permit WHERE session = ?1 ORDER BY connection")?
             .query_map([session], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         if had == wanted {
             return Ok(None);
         }
-        let transaction = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         transaction.execute("DELETE FROM permit WHERE session = ?1", [session])?;
         for name in wanted {
             transaction.execute("INSERT INTO permit (session, connection) VALUES (?1, ?2)", params![session, name])?;
@@ -48,9 +47,9 @@ impl Records {
 
     /// Takes all permits away from sessions that are not among these.
     pub(crate) fn prune(&mut self, sessions: &[String]) -> Result<(), VaultError> {
-        self.check_seal()?;
         let known = serde_json::to_string(sessions)?;
         let transaction = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        seal::check(&transaction, &self.root, &self.checked)?;
         transaction.execute("DELETE FROM permit WHERE session NOT IN (SELECT value FROM json_each(?1))", [known])?;
         keep_seal(&transaction, &self.root)?;
         transaction.commit()?;
@@ -59,7 +58,7 @@ impl Records {
 
     /// The connections of a session: names, rules, and the version in use.
     pub(crate) fn permitted(&self, session: &str) -> Result<Vec<(ConnectionName, Rules, u64)>, VaultError> {
-        self.check_seal()?;
+        let _snapshot = self.snapshot()?;
         let mut statement = self.db.prepare_cached(
             "SELECT c.name, c.rules, coalesce((SELECT max(version) FROM credential v WHERE v.name = c.name AND v.state = 'active'), 0)
              FROM permit p JOIN connection c ON c.name = p.connection WHERE p.session = ?1 ORDER BY c.name",

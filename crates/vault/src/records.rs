@@ -18,7 +18,7 @@ use crate::guard::{self, Guard, Seen};
 use crate::kek;
 use crate::key::{Key, NotOpened, SealingKey, hex};
 use crate::place::Place;
-use crate::seal::keep_seal;
+use crate::seal::{self, Checked, keep_seal};
 use crate::version::{Version, versions, word};
 
 const SCHEMA: &str = "
@@ -43,7 +43,7 @@ pub(crate) struct Records {
     /// The root key was wrapped with the key before.
     rewrap: bool,
     /// The state of the database in which its seal was checked.
-    pub(crate) checked: Cell<Option<i64>>,
+    pub(crate) checked: Checked,
     _lock: std::fs::File,
 }
 
@@ -153,7 +153,7 @@ impl Records {
         }
         let now = records.seen()?;
         records.guard.check(seen, &now, |seq| records.audit_hash(seq))?;
-        records.check_seal()?;
+        drop(records.snapshot()?);
         if records.rewrap {
             let wrapped = kek::read(&place.key_file)?.close(&root_about(&place.tenant), records.root.bytes())?;
             records.db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('root', ?1)", [wrapped])?;
@@ -226,37 +226,47 @@ impl Records {
         self.root.derive("session-authority", session.as_bytes())
     }
 
-    /// A change of credentials: in one transaction with the counter, and then
-    /// noted outside.
+    /// A change of credentials: in one transaction with the counter and the seal,
+    /// and then noted outside.
+    pub(crate) fn change<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>, &Key, &str) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        self.commit(None, work)
+    }
+
     /// Changes the root key with everything that is closed with it.
     pub(crate) fn change_root<T>(
         &mut self,
         new: Key,
         work: impl FnOnce(&Transaction<'_>, &Key, &str) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
-        self.check_seal()?;
+        self.commit(Some(new), work)
+    }
+
+    fn commit<T>(
+        &mut self,
+        new: Option<Key>,
+        work: impl FnOnce(&Transaction<'_>, &Key, &str) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
         let transaction = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        seal::check(&transaction, &self.root, &self.checked)?;
         let done = work(&transaction, &self.root, &self.tenant)?;
         count(&transaction)?;
-        keep_seal(&transaction, &new)?;
+        keep_seal(&transaction, new.as_ref().unwrap_or(&self.root))?;
         transaction.commit()?;
-        self.root = new;
+        if let Some(new) = new {
+            self.root = new;
+        }
         self.mark();
         Ok(done)
     }
 
-    pub(crate) fn change<T>(
-        &mut self,
-        work: impl FnOnce(&Transaction<'_>, &Key, &str) -> Result<T, VaultError>,
-    ) -> Result<T, VaultError> {
-        self.check_seal()?;
-        let transaction = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let done = work(&transaction, &self.root, &self.tenant)?;
-        count(&transaction)?;
-        keep_seal(&transaction, &self.root)?;
-        transaction.commit()?;
-        self.mark();
-        Ok(done)
+    /// A view of the database that does not change, found to be a vault's.
+    pub(crate) fn snapshot(&self) -> Result<Transaction<'_>, VaultError> {
+        let snapshot = self.db.unchecked_transaction()?;
+        seal::check(&snapshot, &self.root, &self.checked)?;
+        Ok(snapshot)
     }
 
     /// Sets a connection. Its credentials are closed anew for the new rules, if
@@ -392,7 +402,7 @@ impl Records {
         host: &cloister_types::Host,
         port: u16,
     ) -> Result<Result<Opened, Refusal>, VaultError> {
-        self.check_seal()?;
+        let _snapshot = self.snapshot()?;
         let permitted: i64 = self.db.query_row(
             "SELECT count(*) FROM permit WHERE session = ?1 AND connection = ?2",
             params![session, name.as_str()],

@@ -1,35 +1,35 @@
 //! The seal over the whole database: only who has the root key can change it
 //! and be believed.
 
+use std::cell::Cell;
+
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::VaultError;
 use crate::key::Key;
-use crate::records::Records;
 
-impl Records {
-    /// Fails if somebody else than a vault has changed the database: every change
-    /// of a vault's ends with a seal over all of it.
-    pub(crate) fn check_seal(&self) -> Result<(), VaultError> {
-        let version: i64 = self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?;
-        if self.checked.get() == Some(version) {
-            return Ok(());
-        }
-        let kept: Option<Vec<u8>> =
-            self.db.query_row("SELECT value FROM meta WHERE key = 'seal'", [], |row| row.get(0)).optional()?;
-        let empty: i64 = self.db.query_row(
-            "SELECT (SELECT count(*) FROM connection) + (SELECT count(*) FROM permit)",
-            [],
-            |row| row.get(0),
-        )?;
-        match kept {
-            Some(kept) if kept == seal_of(&self.db, &self.root)? => {}
-            None if empty == 0 => {}
-            _ => return Err(VaultError::Tampered),
-        }
-        self.checked.set(Some(version));
-        Ok(())
+/// The state of the database in which its seal was last found right.
+pub(crate) type Checked = Cell<Option<i64>>;
+
+/// Fails if somebody else than a vault has changed the database: every change of
+/// a vault's ends with a seal over all of it. Called within the transaction that
+/// relies on it, so that nothing comes between.
+pub(crate) fn check(db: &Connection, root: &Key, checked: &Checked) -> Result<(), VaultError> {
+    let version: i64 = db.query_row("PRAGMA data_version", [], |row| row.get(0))?;
+    if checked.get() == Some(version) {
+        return Ok(());
     }
+    let kept: Option<Vec<u8>> =
+        db.query_row("SELECT value FROM meta WHERE key = 'seal'", [], |row| row.get(0)).optional()?;
+    let rows: i64 =
+        db.query_row("SELECT (SELECT count(*) FROM connection) + (SELECT count(*) FROM permit)", [], |row| row.get(0))?;
+    match kept {
+        Some(kept) if kept == seal_of(db, root)? => {}
+        None if rows == 0 => {}
+        _ => return Err(VaultError::Tampered),
+    }
+    checked.set(Some(version));
+    Ok(())
 }
 
 /// A keyed hash over everything that decides about credentials.

@@ -563,6 +563,9 @@ async fn what_a_session_was_lent_comes_back_in_no_answer_and_open_means_the_publ
     let (said, _) = stack.bash(&id, &echo).await;
     let covered = "*".repeat(sent.len());
     assert_eq!(said, format!("{covered}\n{covered}\n"));
+    // Nor in pieces, that would not be known for what they are.
+    let (said, _) = stack.bash(&id, "curl -sS -r 0-3 https://api.example.test/headers").await;
+    assert!(said.contains("accept") && !said.contains("range"), "{said}");
     // Wider rules need the secret again; the agent's own parameter never goes.
     let (_, _) = stack.bash(&id, "curl -sS 'https://api.example.test/v1/own?KEY=mine&a=1'").await;
     assert!(
