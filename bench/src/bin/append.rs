@@ -61,6 +61,7 @@ async fn writers(store: &Store, sessions: usize, first: usize) -> (f64, Vec<f64>
             context: String::new(),
             egress: Default::default(),
             connections: Vec::new(),
+            metered: Default::default(),
         };
         store.add_session(stored).await.expect("a session");
         let turn = ResponseId::from_random(id(n));

@@ -40,11 +40,21 @@ struct Failure {
     message: String,
     retry: bool,
     after: Option<Duration>,
+    /// The session may not spend more.
+    spent: bool,
 }
 
 impl Failure {
+    fn code(&self) -> ErrorCode {
+        match (self.spent, self.retry) {
+            (true, _) => ErrorCode::SpendLimit,
+            (false, true) => ErrorCode::ModelUnavailable,
+            (false, false) => ErrorCode::ModelRejected,
+        }
+    }
+
     fn passing(message: String) -> Self {
-        Self { message, retry: true, after: None }
+        Self { message, retry: true, after: None, spent: false }
     }
 }
 
@@ -67,12 +77,11 @@ pub(crate) async fn call(
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,
         };
-        let code = if failure.retry { ErrorCode::ModelUnavailable } else { ErrorCode::ModelRejected };
         let delay = failure.after.unwrap_or_else(|| backoff(attempt));
         let last = !failure.retry || attempt >= ATTEMPTS || began.elapsed() + delay > PATIENCE;
         shown.void(facts, &failure.message).await?;
         if last {
-            return Err(CallError::Failed(code, format!("model {}: {}", start.model.name, failure.message)));
+            return Err(CallError::Failed(failure.code(), format!("model {}: {}", start.model.name, failure.message)));
         }
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         let fields = json!({"attempt": attempt, "of": ATTEMPTS, "delay_ms": delay_ms, "cause": failure.message});
@@ -175,7 +184,7 @@ async fn try_once(
     let mut reply = match http::post(url, &key, body).await {
         Ok(reply) => reply,
         Err(error @ HttpError::Address(_)) => {
-            return Ok(Err(Failure { message: error.to_string(), retry: false, after: None }));
+            return Ok(Err(Failure { retry: false, ..Failure::passing(error.to_string()) }));
         }
         Err(error) => return Ok(Err(Failure::passing(format!("cannot be reached: {error}")))),
     };
@@ -240,7 +249,7 @@ fn in_band(error: &WireError) -> Failure {
             !FINAL.contains(&kind.as_str()) && !client_fault
         }
     };
-    Failure { message: error.to_string(), retry, after: None }
+    Failure { retry, ..Failure::passing(error.to_string()) }
 }
 
 fn is_passing(status: u16) -> bool {
@@ -262,5 +271,6 @@ async fn refused(reply: &mut http::Reply) -> Failure {
         message: format!("status {}: {message}", reply.status),
         retry: is_passing(reply.status) && !exhausted,
         after: reply.retry_after,
+        spent: parsed["error"]["type"] == "spend_limit",
     }
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use crate::meter::Meter;
+use crate::ledger::Call;
 use crate::scrub::{Needles, Scrubber};
 use crate::session::Session;
 use crate::withhold::Withholder;
@@ -105,7 +105,8 @@ pub(crate) struct Ending {
     pub(crate) began: std::time::Instant,
     pub(crate) up: Arc<AtomicU64>,
     pub(crate) down: u64,
-    pub(crate) meter: Option<Meter>,
+    /// Of a model call whose answer has begun.
+    pub(crate) model: Option<Arc<Call>>,
     /// Its place among the session's calls.
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Room that its body takes.
@@ -119,7 +120,7 @@ impl Ending {
         entry.method = method.as_str().chars().take(16).collect();
         let place = session.call();
         let (began, up) = (std::time::Instant::now(), Arc::new(AtomicU64::new(0)));
-        Self { session, entry, began, up, down: 0, meter: None, place, places: Vec::new() }
+        Self { session, entry, began, up, down: 0, model: None, place, places: Vec::new() }
     }
 
     pub(crate) fn flag(&mut self, flag: &str) {
@@ -136,9 +137,13 @@ impl Drop for Ending {
         entry.bytes_up = Some(up);
         entry.bytes_down = Some(self.down);
         entry.duration_ms = Some((self.began.elapsed().as_secs_f64() * 1e4).round() / 10.0);
-        entry.usage = self.meter.take().and_then(Meter::finish);
         self.session.count(up + self.down);
-        self.session.recorder.write(entry);
+        let Some(call) = self.model.take() else { return self.session.recorder.write(entry) };
+        self.session.tenant.ledger.end(&self.session.id, &call, up, |usage, cost| {
+            entry.usage = Some(usage);
+            entry.cost = Some(cost);
+            self.session.recorder.write(entry);
+        });
     }
 }
 
@@ -174,8 +179,8 @@ impl Answer {
                 self.ending.flag("withheld_token");
             }
         }
-        if let Some(meter) = &mut self.ending.meter {
-            meter.see(&out);
+        if let Some(call) = &self.ending.model {
+            call.meter().see(&out);
         }
         self.ending.down += out.len() as u64;
         out.into()
@@ -227,7 +232,7 @@ impl HttpBody for Answer {
             match ready!(Pin::new(&mut this.inner).poll_frame(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
-                        let out = match (&this.scrubber, &this.withholder, &this.ending.meter) {
+                        let out = match (&this.scrubber, &this.withholder, &this.ending.model) {
                             // Nothing to look for: the bytes pass as they are.
                             (None, None, None) => {
                                 this.ending.down += data.len() as u64;
@@ -261,6 +266,9 @@ impl HttpBody for Answer {
                 None => {
                     this.over = true;
                     let rest = this.pass(&[], true);
+                    if let Some(call) = &this.ending.model {
+                        call.meter().end();
+                    }
                     return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
                 }
             }

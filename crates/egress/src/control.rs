@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use cloister_types::egress::Policy;
-use cloister_types::model::Wire;
+use cloister_types::model::{Price, Wire};
 use cloister_types::{Host, SessionId};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::Limits;
 
 /// Where a model lives.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Upstream {
     /// The protocol, which fixes the path and how the key is sent.
     pub wire: Wire,
@@ -32,6 +32,8 @@ pub struct Upstream {
     pub keyed: bool,
     /// May it lie on loopback or a private address?
     pub allow_private: bool,
+    /// What its tokens cost.
+    pub price: Price,
 }
 
 /// What egress must know of the tenant.
@@ -74,6 +76,12 @@ pub enum Order {
     },
     /// Stop serving a session.
     Detach {
+        /// Whose.
+        session: SessionId,
+    },
+    /// Say on the socket that comes along what a session's model calls have used
+    /// so far, as JSON, once that is on disk. Nothing is said if it is not known.
+    Usage {
         /// Whose.
         session: SessionId,
     },

@@ -17,6 +17,7 @@ mod authority;
 mod body;
 mod headers;
 mod identity;
+mod ledger;
 mod meter;
 mod needles;
 mod pool;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// The limits; 0 is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The limits; 0 is none, and of money nothing is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Requests of one session in a minute.
@@ -18,6 +18,11 @@ pub struct Limits {
     pub session_bytes_per_day: u64,
     /// Bytes, both ways, of all sessions in a day.
     pub bytes_per_day: u64,
+    /// Dollars that one session's model calls may cost, by the models' prices.
+    /// Calls that are under way when it is reached are not cut off.
+    pub session_dollars: Option<f64>,
+    /// Dollars that all sessions' model calls may cost in a day (UTC).
+    pub dollars_per_day: Option<f64>,
 }
 
 impl Default for Limits {
@@ -27,6 +32,8 @@ impl Default for Limits {
             requests_per_minute: 0,
             session_bytes_per_day: 20 << 30,
             bytes_per_day: 0,
+            session_dollars: None,
+            dollars_per_day: None,
         }
     }
 }

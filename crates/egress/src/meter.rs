@@ -8,6 +8,8 @@ use serde_json::Value;
 
 /// Bytes of an answer that is not a stream of which the figures are read.
 const WHOLE: usize = 4 << 20;
+/// Bytes of text that are taken for one token where a provider says nothing.
+const TOKEN: u64 = 4;
 
 /// Reads one answer.
 pub(crate) struct Meter {
@@ -16,18 +18,28 @@ pub(crate) struct Meter {
     events: sse::Parser,
     whole: Vec<u8>,
     usage: Usage,
+    /// The provider has given figures.
     seen: bool,
+    /// It has given its last ones.
+    over: bool,
+    /// Events of a stream, each of which holds a token or so.
+    pieces: u64,
+    bytes: u64,
 }
 
 impl Meter {
     pub(crate) fn new(wire: Wire, streams: bool) -> Self {
-        Self { wire, streams, events: sse::Parser::default(), whole: Vec::new(), usage: Usage::default(), seen: false }
+        let (events, whole, usage) = (sse::Parser::default(), Vec::new(), Usage::default());
+        Self { wire, streams, events, whole, usage, seen: false, over: false, pieces: 0, bytes: 0 }
     }
 
     pub(crate) fn see(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
         if self.streams {
-            // What no provider sends is not understood, and not metered.
+            // What no provider sends is not understood.
             for event in self.events.push(bytes).unwrap_or_default() {
+                self.pieces += 1;
+                self.over |= event.data.trim() == "[DONE]" || event.name == "message_stop";
                 // Only what can hold figures is parsed.
                 if event.data.contains("usage")
                     && let Ok(value) = serde_json::from_str(&event.data)
@@ -40,13 +52,38 @@ impl Meter {
         }
     }
 
-    pub(crate) fn finish(mut self) -> Option<Usage> {
+    /// The answer has come to its end.
+    pub(crate) fn end(&mut self) {
+        self.over = true;
+    }
+
+    /// What the provider says, so far.
+    pub(crate) fn said(&self) -> Usage {
+        self.usage
+    }
+
+    /// What a call used whose question had so many bytes. Where the provider has
+    /// given no figures, or was cut off before the last, that is an estimate: a
+    /// session must not be able to call for nothing.
+    pub(crate) fn settle(&mut self, asked: u64) -> Usage {
         if !self.streams
             && let Ok(value) = serde_json::from_slice::<Value>(&self.whole)
         {
             self.read(&value);
+            self.over = true;
         }
-        self.seen.then_some(self.usage)
+        let mut usage = self.usage;
+        if !self.seen {
+            usage.input_tokens = asked.div_ceil(TOKEN);
+        }
+        if !self.seen || !self.over {
+            let heard = if self.streams { self.pieces } else { self.bytes.div_ceil(TOKEN) };
+            usage.output_tokens = usage.output_tokens.max(heard);
+            usage.estimated = true;
+        }
+        let mut sum = Usage::default();
+        sum.add(&usage);
+        sum
     }
 
     fn read(&mut self, value: &Value) {
@@ -75,6 +112,8 @@ impl Meter {
             self.usage.output_tokens = number("completion_tokens").unwrap_or(0);
             self.usage.cache_read_tokens = cached;
         }
+        // The total is renewed.
+        self.usage.add(&Usage::default());
     }
 }
 
@@ -91,14 +130,35 @@ mod tests {
         ] {
             meter.see(piece.as_bytes());
         }
-        let usage = meter.finish().unwrap();
-        assert_eq!((usage.input_tokens, usage.output_tokens, usage.cache_read_tokens), (12, 20, 3));
+        let figures =
+            |usage: Usage| (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.estimated);
+        assert_eq!(figures(meter.said()), (12, 20, 3, false));
+        assert!(meter.settle(1000).estimated);
+        meter.see(b"event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n");
+        assert_eq!(figures(meter.settle(1000)), (12, 20, 3, false));
         let mut meter = Meter::new(Wire::OpenaiChat, false);
         meter.see(
             br#"{"usage":{"prompt_tokens":10,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":6}}}"#,
         );
-        let usage = meter.finish().unwrap();
-        assert_eq!((usage.input_tokens, usage.output_tokens, usage.cache_read_tokens), (4, 4, 6));
-        assert_eq!(Meter::new(Wire::OpenaiChat, true).finish(), None);
+        assert_eq!((figures(meter.settle(1000)), meter.said().total_tokens), ((4, 4, 6, false), 14));
+    }
+
+    #[test]
+    fn what_is_not_said_is_estimated() {
+        let mut meter = Meter::new(Wire::OpenaiChat, true);
+        for _ in 0..5 {
+            meter.see(b"data: {\"choices\":[]}\n\n");
+        }
+        meter.see(b"data: [DONE]\n\n");
+        let usage = meter.settle(41);
+        assert_eq!((usage.input_tokens, usage.output_tokens, usage.total_tokens, usage.estimated), (11, 6, 17, true));
+        // Cut off after the figures of the beginning.
+        let mut meter = Meter::new(Wire::AnthropicMessages, true);
+        meter.see(b"data: {\"message\":{\"usage\":{\"input_tokens\":12,\"output_tokens\":1}}}\n\n");
+        for _ in 0..9 {
+            meter.see(b"event: content_block_delta\ndata: {}\n\n");
+        }
+        let usage = meter.settle(4000);
+        assert_eq!((usage.input_tokens, usage.output_tokens, usage.estimated), (12, 10, true));
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cloister_dial::Reach;
 use cloister_types::egress::Decision;
 use cloister_types::link::{AUTHORITY_PATH, AUTHORITY_STORE_PATH};
-use cloister_types::model::Wire;
+use cloister_types::model::{Price, Wire};
 use cloister_vault::wire::{Material, Purpose, With};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode, Uri};
@@ -72,7 +72,7 @@ pub(crate) async fn handle(session: Arc<Session>, request: Request<Incoming>) ->
     ending.entry.connection = Some(format!("model:{name}"));
     "model".clone_into(&mut ending.entry.rule);
     match forward(&session, &name, request, &mut ending).await {
-        Ok((answer, needles, wire)) => Ok(respond(answer, needles, wire, ending)),
+        Ok((answer, needles, upstream)) => Ok(respond(answer, needles, (upstream.wire, upstream.price), ending)),
         Err((status, kind, message)) => {
             ending.entry.status = Some(status.as_u16());
             let denied = matches!(status.as_u16(), 403 | 413 | 429);
@@ -105,12 +105,12 @@ pub fn target(base_url: &str) -> Option<(String, u16)> {
     Some((uri.host()?.to_owned(), uri.port_u16().unwrap_or(ordinary)))
 }
 
-async fn forward(
-    session: &Arc<Session>,
+async fn forward<'s>(
+    session: &'s Arc<Session>,
     name: &str,
     request: Request<Incoming>,
     ending: &mut Ending,
-) -> Result<(Response<Incoming>, Arc<Needles>, Wire), Refused> {
+) -> Result<(Response<Incoming>, Arc<Needles>, &'s Upstream), Refused> {
     let refused = |status, kind, message: String| (status, kind, message);
     let configuration = |message: &str| {
         refused(StatusCode::FORBIDDEN, "api_error", format!("the operator's configuration of model {name:?} {message}"))
@@ -127,6 +127,15 @@ async fn forward(
     if ending.place.is_none() {
         let message = "the session has as many calls under way as it may".to_owned();
         return Err((StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message));
+    }
+    let tenant = &session.tenant;
+    let known = tenant.ledger.open(&tenant.vault, &session.id).await;
+    known.map_err(|_| refused(StatusCode::SERVICE_UNAVAILABLE, "api_error", "the vault is away; try again".into()))?;
+    if let Some(limit) = tenant.ledger.reached(&session.id, &tenant.setup.limits) {
+        // Waiting does not help before somebody raises it, or tomorrow.
+        "spend_limit".clone_into(&mut ending.entry.rule);
+        let message = format!("model calls have cost what they may ({limit}); the operator can raise it");
+        return Err(refused(StatusCode::FORBIDDEN, "spend_limit", message));
     }
     let mut headers = HeaderMap::new();
     for header in REQUEST_HEADERS {
@@ -204,10 +213,15 @@ async fn forward(
         away()
     })?;
     tracing::info!(session = %session.id, model = name, status = answer.status().as_u16(), "model call");
-    Ok((answer, session.needles(), upstream.wire))
+    Ok((answer, session.needles(), upstream))
 }
 
-fn respond(answer: Response<Incoming>, needles: Arc<Needles>, wire: Wire, mut ending: Ending) -> Response<Body> {
+fn respond(
+    answer: Response<Incoming>,
+    needles: Arc<Needles>,
+    (wire, price): (Wire, Price),
+    mut ending: Ending,
+) -> Response<Body> {
     let (parts, incoming) = answer.into_parts();
     if let Some(peer) = parts.extensions.get::<cloister_dial::Peer>() {
         ending.entry.address = Some(peer.0.ip().to_string());
@@ -217,7 +231,8 @@ fn respond(answer: Response<Incoming>, needles: Arc<Needles>, wire: Wire, mut en
     if parts.status.is_success() {
         let streams =
             parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        ending.meter = Some(Meter::new(wire, streams));
+        let session = &ending.session;
+        ending.model = Some(session.tenant.ledger.begin(&session.id, price, Meter::new(wire, streams)));
     }
     let mut headers = HeaderMap::new();
     for header in RESPONSE_HEADERS {

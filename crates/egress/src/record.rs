@@ -1,13 +1,15 @@
 //! What is written down about calls. Nobody can fill the audit: refusals beyond
 //! a rate are counted, and the count goes with the next record.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cloister_types::SessionId;
 use cloister_types::egress::{AuditEntry, Decision};
 use cloister_vault::client::Client;
-use tokio::sync::Notify;
+use cloister_vault::wire::{Reply, Request};
+use tokio::sync::{Notify, watch};
 
 /// Refusals that one session may have written down at once, and in a second.
 const BURST: f64 = 200.0;
@@ -23,66 +25,118 @@ pub(crate) struct Recorder {
 }
 
 /// Records on their way to the vault, of all sessions: what comes within a moment
-/// goes together.
-#[derive(Default)]
+/// goes together, and stays here until it is on disk.
 pub(crate) struct Outbox {
-    waiting: Mutex<Vec<AuditEntry>>,
+    /// What the vault knows this process by.
+    source: String,
+    waiting: Mutex<Waiting>,
     filled: Notify,
+    /// Somebody waits for what is on disk.
+    hurried: Notify,
+    /// Records that are on disk.
+    written: watch::Sender<u64>,
+}
+
+struct Waiting {
+    entries: VecDeque<AuditEntry>,
+    /// The number that the next record gets.
+    next: u64,
 }
 
 /// How long the first of a group waits for others, and most of a group.
 const MOMENT: Duration = Duration::from_millis(5);
-const GROUP: usize = 64;
+const GROUP: usize = 512;
+const GROUP_BYTES: usize = 512 << 10;
+/// Between tries to reach a vault that is away.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Records that are kept for a vault that is away. Long before, nothing is
 /// attached any more.
 const KEPT: usize = 20_000;
 /// So many that wait mean that the vault is away, or cannot keep up.
-const MANY: usize = 2_000;
+const MANY: usize = 4_000;
+/// How long somebody waits for what is on disk.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Outbox {
+    pub(crate) fn new(source: String) -> Self {
+        let waiting = Mutex::new(Waiting { entries: VecDeque::new(), next: 1 });
+        Self { source, waiting, filled: Notify::new(), hurried: Notify::new(), written: watch::Sender::new(0) }
+    }
+
     fn push(&self, entry: AuditEntry) {
         let mut waiting = self.lock();
-        if waiting.len() < KEPT {
-            waiting.push(entry);
+        if waiting.entries.len() < KEPT {
+            waiting.entries.push_back(entry);
+            waiting.next += 1;
         }
         // Whoever sends looks again by itself while something waits.
-        if waiting.len() == 1 {
+        if waiting.entries.len() == 1 {
             self.filled.notify_one();
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<AuditEntry>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Is more waiting than should be?
     pub(crate) fn is_late(&self) -> bool {
-        self.lock().len() >= MANY
+        self.lock().entries.len() >= MANY
+    }
+
+    /// Waits until all that is here now is on disk, as long as that may take.
+    pub(crate) async fn settle(&self) {
+        let last = self.lock().next - 1;
+        let mut written = self.written.subscribe();
+        self.hurried.notify_one();
+        let _ = tokio::time::timeout(PATIENCE, written.wait_for(|written| *written >= last)).await;
     }
 
     /// Hands records over, for as long as this process lives.
     pub(crate) async fn send(&self, vault: Client) {
         loop {
             self.filled.notified().await;
-            while !self.lock().is_empty() {
-                tokio::time::sleep(MOMENT).await;
-                while let Some(group) = self.group() {
-                    if vault.record(group.clone()).is_err() {
-                        // Kept, in their order, for the next vault.
-                        let mut waiting = self.lock();
-                        let rest = std::mem::replace(&mut *waiting, group);
-                        waiting.extend(rest);
-                        break;
-                    }
+            while let Some(()) = self.rest().await {
+                let (first, entries) = self.group();
+                let count = entries.len() as u64;
+                let request = Request::Record { source: self.source.clone(), first, entries };
+                if matches!(vault.ask(&request).await, Ok(Reply::Done)) {
+                    self.written.send_replace(first + count - 1);
+                    continue;
                 }
+                // Kept, in their order, for the next vault.
+                if let Request::Record { entries, .. } = request {
+                    let mut waiting = self.lock();
+                    entries.into_iter().rev().for_each(|entry| waiting.entries.push_front(entry));
+                }
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
 
-    fn group(&self) -> Option<Vec<AuditEntry>> {
+    /// Lets a group come together; none if nothing waits.
+    async fn rest(&self) -> Option<()> {
+        let waiting = self.lock().entries.len();
+        if waiting == 0 {
+            return None;
+        }
+        if waiting < GROUP {
+            let _ = tokio::time::timeout(MOMENT, self.hurried.notified()).await;
+        }
+        Some(())
+    }
+
+    /// Takes a group out, with the number of its first.
+    fn group(&self) -> (u64, Vec<AuditEntry>) {
         let mut waiting = self.lock();
-        let count = waiting.len().min(GROUP);
-        (count > 0).then(|| waiting.drain(..count).collect())
+        let first = waiting.next - waiting.entries.len() as u64;
+        let mut bytes = 0;
+        let fits = |entry: &&AuditEntry| {
+            bytes += 512 + entry.path.len() + entry.query.iter().map(|name| name.len() + 3).sum::<usize>();
+            bytes < GROUP_BYTES
+        };
+        let count = waiting.entries.iter().take(GROUP).take_while(fits).count().max(1);
+        (first, waiting.entries.drain(..count).collect())
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::control::{self, Order, Pass, Setup};
+use crate::ledger::Ledger;
 use crate::limits::Budget;
 use crate::model;
 use crate::names;
@@ -95,6 +96,15 @@ pub async fn main(control: OwnedFd) -> Result<(), Box<dyn std::error::Error + Se
                     tasks.spawn(converse(who, Dialled { name: None, address: None }, stream));
                 }
             }
+            Order::Usage { session } => {
+                let stream = fds.pop().map(std::os::unix::net::UnixStream::from);
+                if let Some(stream) = stream
+                    && stream.set_nonblocking(true).is_ok()
+                    && let Ok(stream) = tokio::net::UnixStream::from_std(stream)
+                {
+                    tasks.spawn(say_usage(tenant.clone(), session, stream));
+                }
+            }
             order @ Order::Setup(_) => tracing::error!(?order, "an order that makes no sense"),
         }
     }
@@ -108,10 +118,12 @@ fn open(setup: Setup) -> Result<Tenant, cloister_dial::TlsError> {
     let roots = Roots::read(setup.extra_ca.as_deref())?;
     let pool = Pool::new(Dialer::new(setup.hosts.clone()), roots)?;
     let budget = Budget::of_tenant(&setup.limits);
-    let (vault, outbox) = (Client::default(), Arc::new(Outbox::default()));
+    let mut source = [0; 16];
+    aws_lc_rs::rand::fill(&mut source).map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
+    let (vault, outbox) = (Client::default(), Arc::new(Outbox::new(cloister_vault::hex(&source))));
     let (sender, to) = (outbox.clone(), vault.clone());
     tokio::spawn(async move { sender.send(to).await });
-    Ok(Tenant { setup, vault, pool, budget, outbox })
+    Ok(Tenant { setup, vault, pool, budget, outbox, ledger: Ledger::default() })
 }
 
 /// Nobody reads this process while it holds a credential.
@@ -143,6 +155,18 @@ fn listen(control: OwnedFd) -> mpsc::Receiver<(Order, Vec<OwnedFd>)> {
         }
     });
     receiver
+}
+
+async fn say_usage(tenant: Arc<Tenant>, session: SessionId, mut stream: tokio::net::UnixStream) {
+    // Unknown is left unsaid.
+    if tenant.ledger.open(&tenant.vault, &session).await.is_err() {
+        return;
+    }
+    let used = tenant.ledger.used(&session);
+    tenant.outbox.settle().await;
+    if let Ok(text) = serde_json::to_vec(&used) {
+        let _ = stream.write_all(&text).await;
+    }
 }
 
 /// Serves a session until its lifeline ends. Then somebody else does, or nobody;

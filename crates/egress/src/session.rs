@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::authority::Authority;
 use crate::control::{Pass, Setup};
+use crate::ledger::Ledger;
 use crate::limits::{Budget, Met};
 use crate::pool::Pool;
 use crate::record::{Outbox, Recorder};
@@ -30,6 +31,7 @@ pub(crate) struct Tenant {
     pub(crate) pool: Pool,
     pub(crate) budget: Budget,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) ledger: Ledger,
 }
 
 pub(crate) struct Session {

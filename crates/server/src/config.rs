@@ -95,7 +95,7 @@ impl Default for SessionDefaults {
 }
 
 /// `[egress]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EgressTable {
     /// For sessions that do not say.
@@ -291,8 +291,15 @@ impl Config {
             return Err("more than one model says default = true".into());
         }
         let bad = |dollars: f64| !dollars.is_finite() || dollars < 0.0;
-        if self.limits.turn_dollars.is_some_and(|dollars| bad(dollars) || dollars == 0.0) {
-            return Err("limits.turn_dollars must be more than 0".into());
+        let metered = [self.egress.limits.session_dollars, self.egress.limits.dollars_per_day];
+        let dollars = metered.into_iter().chain([self.limits.turn_dollars]).flatten();
+        if dollars.into_iter().any(|dollars| bad(dollars) || dollars == 0.0) {
+            return Err("limits in dollars must be more than 0".into());
+        }
+        if let Some(free) = self.models.iter().find(|model| model.price.is_none())
+            && metered.iter().any(Option::is_some)
+        {
+            return Err(format!("egress.limits has a limit in dollars, and model {:?} no price", free.name));
         }
         for price in self.models.iter().filter_map(|model| model.price) {
             if [price.input, price.output, price.cache_read, price.cache_write].into_iter().any(bad) {
@@ -347,6 +354,7 @@ impl Config {
             upstream_model: model.upstream_model.clone().unwrap_or_else(|| model.name.clone()),
             keyed: model.key_file.is_some(),
             allow_private: model.allow_private,
+            price: model.spec().price,
         };
         Setup {
             models: self.models.iter().map(|model| (model.name.clone(), upstream(model))).collect(),
@@ -392,7 +400,8 @@ impl Config {
         let key_file = self.vault.key_file.clone().or(credential).unwrap_or_else(|| data.join("vault.key"));
         let guard_file = self.vault.guard_file.clone();
         let previous_key_file = self.vault.previous_key_file.clone();
-        Ok(Place { data, tenant: self.tenant.clone(), key_file, previous_key_file, guard_file })
+        let (tenant, region) = (self.tenant.clone(), self.region.clone().unwrap_or_default());
+        Ok(Place { data, tenant, region, key_file, previous_key_file, guard_file })
     }
 }
 

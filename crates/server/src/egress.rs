@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cloister_egress::control::{self, Order, Pass, Setup};
-use cloister_session::{Gateway, Permitting, Rights, SessionError, WayOut};
+use cloister_session::{Gateway, Metering, Permitting, Rights, SessionError, WayOut};
+use cloister_types::transcript::Metered;
 use cloister_types::{ErrorCode, SessionId};
 use cloister_vault::client::Client;
 use cloister_vault::wire::{self, Reply, Request, Role};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::io::AsyncReadExt;
 use tokio::runtime::Handle;
 
 use crate::vault::Vault;
@@ -28,6 +30,10 @@ const LOOKS: u32 = 20;
 
 /// How often a vault that is away is asked again.
 const AGAIN: u32 = 25;
+
+/// How long egress may take to say what was used: longer than it waits for the
+/// vault.
+const USAGE: Duration = Duration::from_secs(8);
 
 /// How long it may take to end with the sessions that it serves.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -177,6 +183,21 @@ impl Egress {
         }
     }
 
+    async fn ask_usage(&self, session: &SessionId) -> Option<Metered> {
+        let (ours, theirs) = UnixStream::pair().ok()?;
+        ours.set_nonblocking(true).ok()?;
+        let mut ours = tokio::net::UnixStream::from_std(ours).ok()?;
+        {
+            let state = self.lock();
+            control::send(state.control.as_ref()?, &Order::Usage { session: session.clone() }, &[theirs.as_fd()])
+                .ok()?;
+        }
+        drop(theirs);
+        let mut text = Vec::new();
+        tokio::time::timeout(USAGE, ours.read_to_end(&mut text)).await.ok()?.ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
     /// Hangs up and waits for the processes to end.
     pub(crate) fn stop(&self) {
         let mut state = self.lock();
@@ -293,6 +314,19 @@ impl Gateway for Egress {
         self.runtime.spawn(async move {
             let _ = vault.ask(&request).await;
         });
+    }
+
+    fn usage<'a>(&'a self, session: &'a SessionId) -> Metering<'a> {
+        Box::pin(async move {
+            for attempt in 0..AGAIN {
+                if let Some(usage) = self.ask_usage(session).await {
+                    return Some(usage);
+                }
+                tracing::debug!(%session, attempt, "egress does not say what was used");
+                tokio::time::sleep(PAUSE).await;
+            }
+            None
+        })
     }
 
     fn prune(&self, sessions: Vec<String>) {

@@ -30,6 +30,8 @@ impl Sessions {
         sandbox: Option<Sandbox>,
     ) -> Result<(), StoreError> {
         let scripted = self.config.model(&session.stored.model).is_some_and(|model| model.scripted);
+        // Of its own calls and those of what it left running.
+        let metered = self.gateway.usage(&session.stored.id).await;
         let mut inner = session.inner.lock().await;
         let mut sandbox = sandbox;
         let mut append = append;
@@ -42,9 +44,18 @@ impl Sessions {
                 self.put_to_sleep(session, sandbox).await;
             }
         }
+        let usage = match append.usage() {
+            // A cancelled turn is charged with nothing.
+            _ if append.status() == Some(TurnStatus::Cancelled) => Usage::default(),
+            said => metered.map_or(Usage { estimated: true, ..said }, |metered| metered.since(&inner.metered)),
+        };
+        append.meter(usage, metered)?;
         let at = append.ends_at().unwrap_or_else(|| (clock::now(), self.life()));
         let next_turn = match self.store.append(append).await {
-            Ok(next_turn) => next_turn,
+            Ok(next_turn) => {
+                inner.metered = metered.unwrap_or(inner.metered);
+                next_turn
+            }
             Err(error) => {
                 drop(inner);
                 if let Some(sandbox) = sandbox {
@@ -160,7 +171,7 @@ impl Sessions {
                 (TurnStatus::Failed, Some(ErrorBody { error: code, message, hint: None }))
             }
         };
-        Finish { status, output_text, usage, error, now: clock::now(), life: self.life() }
+        Finish { status, output_text, usage, metered: None, error, now: clock::now(), life: self.life() }
     }
 }
 

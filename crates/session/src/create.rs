@@ -66,6 +66,7 @@ impl Sessions {
             context,
             egress,
             connections,
+            metered: Default::default(),
         }));
         self.permit(&session, true).await?;
         if let Err(error) = self.first_launch(&session).await {

@@ -120,6 +120,7 @@ mod tests {
             context: String::new(),
             egress: Default::default(),
             connections: Vec::new(),
+            metered: Default::default(),
         }
     }
 

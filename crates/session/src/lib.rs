@@ -44,6 +44,6 @@ pub use config::{Config, Defaults, Model};
 pub use error::SessionError;
 pub use feed::Subscription;
 pub use files::{Files, Upload};
-pub use live::{Gateway, Permitting, Rights, WayOut};
+pub use live::{Gateway, Metering, Permitting, Rights, WayOut};
 pub use message::{Message, Sent};
 pub use registry::Sessions;

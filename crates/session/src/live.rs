@@ -13,6 +13,7 @@ use cloister_sandbox::run::RunFolder;
 use cloister_store::StoredSession;
 use cloister_types::egress::{ConnectionName, Policy};
 use cloister_types::link::{Command, Enforced, FrameReader, Signal, encode};
+use cloister_types::transcript::Metered;
 use cloister_types::{ResponseId, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -35,12 +36,18 @@ pub trait Gateway: Send + Sync {
     fn detach(&self, session: &SessionId);
     /// The session is gone: it may use nothing any more.
     fn forget(&self, session: &SessionId);
+    /// What the session's model calls have used from its beginning on, in the
+    /// providers' figures. None if that cannot be found out.
+    fn usage<'a>(&'a self, session: &'a SessionId) -> Metering<'a>;
     /// These are all the sessions that there are.
     fn prune(&self, sessions: Vec<String>);
 }
 
 /// The answer of [`Gateway::permit`]: an error is the client's to be told.
 pub type Permitting<'a> = Pin<Box<dyn Future<Output = Result<(), SessionError>> + Send + 'a>>;
+
+/// The answer of [`Gateway::usage`].
+pub type Metering<'a> = Pin<Box<dyn Future<Output = Option<Metered>> + Send + 'a>>;
 
 /// What a session may use of the outside.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

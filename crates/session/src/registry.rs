@@ -8,6 +8,7 @@ use cloister_sandbox::files::View;
 use cloister_sandbox::host::Host;
 use cloister_store::{Store, StoredSession};
 use cloister_types::link::Enforced;
+use cloister_types::transcript::Metered;
 use cloister_types::wire::{SandboxReport, SessionRecord, SessionStatus};
 use cloister_types::{ErrorCode, ResponseId, SessionId};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
@@ -44,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) stop: Option<watch::Sender<Stop>>,
     /// When the last turn ended, or the session began, on the clock of lives.
     pub(crate) rested: f64,
+    /// What of the session's model calls its ended turns account for.
+    pub(crate) metered: Metered,
 }
 
 /// How a running turn is asked to end early.
@@ -59,7 +62,8 @@ pub(crate) enum Stop {
 
 impl Session {
     pub(crate) fn new(stored: StoredSession) -> Self {
-        let inner = Inner { state: State::Idle, sandbox: None, stop: None, rested: stored.life.rested };
+        let (rested, metered) = (stored.life.rested, stored.metered);
+        let inner = Inner { state: State::Idle, sandbox: None, stop: None, rested, metered };
         let activity = (stored.last_activity, stored.life.active);
         Self {
             stored,

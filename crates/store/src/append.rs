@@ -5,9 +5,10 @@
 use std::collections::{HashMap, HashSet};
 
 use cloister_types::ResponseId;
-use cloister_types::transcript::Usage;
+use cloister_types::transcript::{Metered, Usage};
 use cloister_types::wire::{ErrorBody, TurnStatus};
 use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::{Map, Value};
 
 use crate::live::{Live, Lives};
 use crate::row::{Chunk, LogItem, Mark, Row};
@@ -25,6 +26,8 @@ pub struct Finish {
     pub output_text: String,
     /// Tokens.
     pub usage: Usage,
+    /// What of the session's model calls is accounted for with it.
+    pub metered: Option<Metered>,
     /// Why it failed.
     pub error: Option<ErrorBody>,
     /// Unix seconds.
@@ -77,6 +80,12 @@ impl Append {
         self.finish.as_ref().map(|finish| finish.status)
     }
 
+    /// What it says that the turn used.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.finish.as_ref().map(|finish| finish.usage).unwrap_or_default()
+    }
+
     /// When it ends the turn, if it does: by the wall, and on the clock of lives.
     #[must_use]
     pub fn ends_at(&self) -> Option<(f64, f64)> {
@@ -92,6 +101,25 @@ impl Append {
             *last = event(seq);
         }
         self.finish(finish)
+    }
+
+    /// Puts metered figures in the place of what the agent says, in its end and
+    /// in its terminal event.
+    ///
+    /// # Errors
+    /// The event is not JSON.
+    pub fn meter(&mut self, usage: Usage, metered: Option<Metered>) -> Result<()> {
+        let Some(finish) = &mut self.finish else { return Ok(()) };
+        finish.usage = usage;
+        finish.metered = metered;
+        if let Some(LogItem::Event(event)) = self.items.last_mut() {
+            let mut data: Map<String, Value> = serde_json::from_str(&event.data)?;
+            if let Some(said) = data.get_mut("usage") {
+                *said = serde_json::to_value(usage)?;
+                event.data = serde_json::to_string(&data)?.into();
+            }
+        }
+        Ok(())
     }
 
     /// Roughly what its rows take.
@@ -230,6 +258,10 @@ impl Append {
             "UPDATE session SET last_activity = max(last_activity, ?2), active = max(active, ?3), rested = max(rested, ?3) WHERE id = ?1",
         )?
         .execute(params![session, finish.now, finish.life])?;
+        if let Some(metered) = &finish.metered {
+            db.prepare_cached("UPDATE session SET metered = ?2 WHERE id = ?1")?
+                .execute(params![session, serde_json::to_string(metered)?])?;
+        }
         Ok(over(begin_next(db, &session)?))
     }
 }

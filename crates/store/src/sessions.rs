@@ -3,6 +3,7 @@
 use cloister_types::SessionId;
 use cloister_types::egress::{ConnectionName, Policy};
 use cloister_types::scope::FileAccess;
+use cloister_types::transcript::Metered;
 use rusqlite::{Row, params};
 use serde_json::{Map, Value};
 
@@ -47,6 +48,8 @@ pub struct StoredSession {
     pub egress: Policy,
     /// The connections that it may use.
     pub connections: Vec<ConnectionName>,
+    /// What of its model calls its ended turns account for.
+    pub metered: Metered,
 }
 
 fn from_row(row: &Row<'_>) -> Result<StoredSession> {
@@ -64,6 +67,7 @@ fn from_row(row: &Row<'_>) -> Result<StoredSession> {
         context: row.get("context")?,
         egress: serde_json::from_str(&row.get::<_, String>("egress")?)?,
         connections: serde_json::from_str(&row.get::<_, String>("connections")?)?,
+        metered: serde_json::from_str(&row.get::<_, String>("metered")?)?,
     })
 }
 

@@ -22,6 +22,7 @@ fn session() -> StoredSession {
         context: String::new(),
         egress: Default::default(),
         connections: Vec::new(),
+        metered: Default::default(),
     }
 }
 
@@ -53,6 +54,7 @@ fn finish() -> Finish {
         status: TurnStatus::Completed,
         output_text: "done".into(),
         usage: Usage::default(),
+        metered: None,
         error: None,
         now: 20.0,
         life: 19.0,

@@ -97,6 +97,41 @@ impl Usage {
     }
 }
 
+/// What model calls have used since a session began, as they are metered where
+/// they leave.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Metered {
+    /// Their tokens.
+    pub usage: Usage,
+    /// Calls among them whose provider did not give all its figures.
+    pub estimated: u64,
+}
+
+impl Metered {
+    /// Adds one call.
+    pub fn add(&mut self, call: &Usage) {
+        self.usage.add(call);
+        self.estimated += u64::from(call.estimated);
+    }
+
+    /// What came after `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Usage {
+        let less = |of: fn(&Usage) -> u64| of(&self.usage).saturating_sub(of(&before.usage));
+        let mut rest = Usage::default();
+        rest.add(&Usage {
+            input_tokens: less(|usage| usage.input_tokens),
+            output_tokens: less(|usage| usage.output_tokens),
+            cache_read_tokens: less(|usage| usage.cache_read_tokens),
+            cache_write_tokens: less(|usage| usage.cache_write_tokens),
+            total_tokens: 0,
+            estimated: self.estimated > before.estimated,
+        });
+        rest
+    }
+}
+
 /// What the model calls among these entries took: how many, and their tokens.
 #[must_use]
 pub fn spent(entries: &[Entry]) -> (u32, Usage) {

@@ -6,10 +6,12 @@ use std::path::Path;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use cloister_types::egress::{Audit, AuditEntry, AuditHead, AuditRecord};
+use cloister_types::transcript::Metered;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use crate::VaultError;
 use crate::key::{Key, hex, unhex};
+use crate::usage;
 
 /// Records of a page, and bytes of their texts.
 const PAGE: usize = 1000;
@@ -19,6 +21,18 @@ pub(crate) struct Chain {
     db: Connection,
     signer: Ed25519KeyPair,
     tenant: String,
+    region: String,
+}
+
+/// Records that came together.
+#[derive(Debug)]
+pub(crate) struct Noted {
+    /// Unix seconds.
+    pub(crate) time: f64,
+    pub(crate) entries: Vec<AuditEntry>,
+    /// Who counts its records, and the number of the first of these: none is
+    /// taken a second time.
+    pub(crate) source: Option<(String, u64)>,
 }
 
 /// The hash of a record: over the one before, its place, and its text.
@@ -37,10 +51,22 @@ fn signed_text(tenant: &str, seq: u64, hash: &str, time: f64) -> String {
     format!("cloister-audit/1\n{tenant}\n{seq}\n{hash}\n{}", (time * 1e3).round() as i64)
 }
 
-/// What stands in a record's text.
-#[derive(serde::Serialize, serde::Deserialize)]
+/// What stands in a record's text, as it is written.
+#[derive(serde::Serialize)]
+struct Said<'s> {
+    time: f64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    region: &'s str,
+    #[serde(flatten)]
+    entry: &'s AuditEntry,
+}
+
+/// And as it is read.
+#[derive(serde::Deserialize)]
 struct Body {
     time: f64,
+    #[serde(default)]
+    region: String,
     #[serde(flatten)]
     entry: AuditEntry,
 }
@@ -53,35 +79,48 @@ fn open(path: &Path) -> Result<Connection, VaultError> {
     db.execute_batch(
         "CREATE TABLE IF NOT EXISTS record (seq INTEGER PRIMARY KEY, session TEXT, body TEXT NOT NULL, hash BLOB NOT NULL) STRICT;
          CREATE INDEX IF NOT EXISTS record_session ON record (session, seq);
-         CREATE TABLE IF NOT EXISTS head (seq INTEGER NOT NULL, body TEXT NOT NULL) STRICT;",
+         CREATE TABLE IF NOT EXISTS head (seq INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+         CREATE TABLE IF NOT EXISTS source (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;",
     )?;
+    usage::make_table(&db)?;
     Ok(db)
 }
 
 impl Chain {
-    pub(crate) fn open(path: &Path, tenant: &str, key: &Key) -> Result<Self, VaultError> {
+    pub(crate) fn open(path: &Path, (tenant, region): (&str, &str), key: &Key) -> Result<Self, VaultError> {
         let signer = Ed25519KeyPair::from_seed_unchecked(key.bytes()).map_err(|_| VaultError::Crypto)?;
-        Ok(Self { db: open(path)?, signer, tenant: tenant.to_owned() })
+        Ok(Self { db: open(path)?, signer, tenant: tenant.to_owned(), region: region.to_owned() })
     }
 
     /// Appends records in one commit. Another vault may be at work on the same
     /// chain, so where it ends is read under the lock.
-    pub(crate) fn append(&mut self, entries: &[(f64, AuditEntry)]) -> Result<(), VaultError> {
+    pub(crate) fn append(&mut self, group: &[Noted]) -> Result<(), VaultError> {
         let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
             let (mut seq, mut previous) = last(&transaction)?;
             let mut insert =
                 transaction.prepare_cached("INSERT INTO record (seq, session, body, hash) VALUES (?1, ?2, ?3, ?4)")?;
-            for (time, entry) in entries {
-                seq += 1;
-                let body = serde_json::to_string(&Body { time: *time, entry: entry.clone() })?;
-                let hash = hash_of(&previous, seq, &body);
-                insert.execute(params![seq.cast_signed(), entry.session, body, hash])?;
-                previous = hash.to_vec();
+            for noted in group {
+                for entry in news(&transaction, noted)? {
+                    seq += 1;
+                    usage::count(&transaction, noted.time, entry)?;
+                    let said = Said { time: noted.time, region: &self.region, entry };
+                    let body = serde_json::to_string(&said)?;
+                    let hash = hash_of(&previous, seq, &body);
+                    insert.execute(params![seq.cast_signed(), entry.session, body, hash])?;
+                    previous = hash.to_vec();
+                }
             }
         }
         transaction.commit()?;
         Ok(())
+    }
+
+    /// What model calls have used: those of a session so far, and in money those
+    /// of all on the day of this time.
+    pub(crate) fn used(&self, session: &str, time: f64) -> Result<(Metered, u64, u64), VaultError> {
+        let (used, cost) = usage::of_session(&self.db, session)?;
+        Ok((used, cost, usage::cost_of_day(&self.db, time)?))
     }
 
     /// Signs the end of the chain, if it has grown since the last head.
@@ -130,6 +169,7 @@ impl Chain {
             data.push(AuditRecord {
                 seq: row.get::<_, i64>(0)?.cast_unsigned(),
                 time: body.time,
+                region: body.region,
                 entry: body.entry,
                 previous: hex(&previous.unwrap_or_else(|| vec![0; 32])),
                 hash: hex(&row.get::<_, Vec<u8>>(2)?),
@@ -140,6 +180,20 @@ impl Chain {
         let next = data.last().map(|record| record.seq).filter(|_| more);
         Ok(Audit { data, next, head: newest_head(&self.db)? })
     }
+}
+
+/// Those of the records that were not taken before; notes that they are now.
+fn news<'n>(db: &Connection, noted: &'n Noted) -> Result<&'n [AuditEntry], VaultError> {
+    let Some((name, first)) = &noted.source else { return Ok(&noted.entries) };
+    let known: Option<i64> =
+        db.prepare_cached("SELECT seq FROM source WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()?;
+    let known = known.map_or(0, |seq| (seq.cast_unsigned() + 1).saturating_sub(*first));
+    let entries = noted.entries.get(usize::try_from(known).unwrap_or(usize::MAX)..).unwrap_or_default();
+    if let Some(last) = (noted.entries.len() as u64 + first).checked_sub(1).filter(|_| !entries.is_empty()) {
+        db.prepare_cached("INSERT INTO source (name, seq) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET seq = ?2")?
+            .execute(params![name, last.cast_signed()])?;
+    }
+    Ok(entries)
 }
 
 fn last(db: &Connection) -> Result<(u64, Vec<u8>), VaultError> {
@@ -199,7 +253,7 @@ pub fn verify(path: &Path, tenant: &str, kept: Option<&AuditHead>, key: Option<&
     let mut statement =
         db.prepare("SELECT seq, session, body, hash FROM record ORDER BY seq").map_err(|error| error.to_string())?;
     let mut records = statement.query([]).map_err(|error| error.to_string())?;
-    let (mut seq, mut previous) = (0, vec![0; 32]);
+    let (mut seq, mut previous, mut used) = (0, vec![0; 32], usage::Recount::default());
     while let Some(row) = records.next().map_err(|error| error.to_string())? {
         let broken = |error: rusqlite::Error| error.to_string();
         let found: i64 = row.get(0).map_err(broken)?;
@@ -217,10 +271,14 @@ pub fn verify(path: &Path, tenant: &str, kept: Option<&AuditHead>, key: Option<&
         if let Some(head) = heads.iter().find(|head| head.seq == seq.cast_unsigned() && head.hash != hex(&hash)) {
             return Err(format!("the chain is another one than the head at {} was signed for", head.seq));
         }
+        used.add(read.time, &read.entry);
         previous = hash;
     }
     if let Some(head) = heads.iter().find(|head| head.seq > seq.cast_unsigned()) {
         return Err(format!("the chain ends at {seq}, but a head was signed at {}: records were cut off", head.seq));
+    }
+    if !used.is_kept(&db).map_err(|error| error.to_string())? {
+        return Err("the account of usage is not what the records say".into());
     }
     Ok(Verified { records: seq.cast_unsigned(), hash: hex(&previous), heads: stored })
 }
@@ -233,22 +291,51 @@ fn rows(db: &Connection, query: &str) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
+    use cloister_types::transcript::Usage;
+
     use super::*;
 
     fn entry(rule: &str) -> AuditEntry {
         AuditEntry { session: Some("s".into()), stream: "http".into(), rule: rule.into(), ..AuditEntry::default() }
     }
 
+    fn noted(time: f64, entry: AuditEntry) -> Noted {
+        Noted { time, entries: vec![entry], source: None }
+    }
+
+    fn call(output_tokens: u64) -> AuditEntry {
+        let usage = Usage { output_tokens, ..Usage::default() };
+        AuditEntry { usage: Some(usage), cost: Some(3), connection: Some("model:m".into()), ..entry("c") }
+    }
+
+    #[test]
+    fn what_comes_again_is_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.db");
+        let mut chain = Chain::open(&path, ("t", "r"), &Key::random().unwrap()).unwrap();
+        let batch = |first, entries| Noted { time: 1.0, entries, source: Some(("egress".into(), first)) };
+        chain.append(&[batch(1, vec![call(1), call(2)]), batch(1, vec![call(1), call(2), call(4)])]).unwrap();
+        chain.append(&[batch(3, vec![call(4), call(8)]), batch(2, vec![call(2)]), batch(5, vec![call(32)])]).unwrap();
+        chain.append(&[Noted { source: Some(("another".into(), 1)), ..noted(100_000.0, call(16)) }]).unwrap();
+        let (used, cost, today) = chain.used("s", 100_000.0).unwrap();
+        assert_eq!((used.usage.output_tokens, used.usage.total_tokens, cost, today), (63, 63, 18, 3));
+        assert_eq!(verify(&path, "t", None, None).map(|found| found.records), Ok(6));
+        // The account of a chain that is older than accounts.
+        chain.db.execute_batch("DROP TABLE usage").unwrap();
+        usage::make_table(&chain.db).unwrap();
+        assert!(verify(&path, "t", None, None).is_ok());
+    }
+
     #[test]
     fn every_kind_of_tampering_shows() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.db");
-        let mut chain = Chain::open(&path, "t", &Key::random().unwrap()).unwrap();
-        chain.append(&[(1.0, entry("a")), (2.0, entry("b"))]).unwrap();
-        chain.append(&[(3.0, entry("c"))]).unwrap();
+        let mut chain = Chain::open(&path, ("t", "r"), &Key::random().unwrap()).unwrap();
+        chain.append(&[noted(1.0, entry("a")), noted(2.0, entry("b"))]).unwrap();
+        chain.append(&[noted(3.0, call(7))]).unwrap();
         // A time that does not come back from JSON to the last bit.
         let head = chain.sign(1_795_650_525.123_456_7).unwrap().unwrap();
-        chain.append(&[(5.0, entry("d"))]).unwrap();
+        chain.append(&[noted(5.0, entry("d"))]).unwrap();
         assert_eq!(verify(&path, "t", Some(&head), None).map(|found| (found.records, found.heads)), Ok((4, 1)));
         assert!(verify(&path, "other", None, None).is_err());
         let page = chain.page(Some("s"), 1, 2).unwrap();
@@ -262,6 +349,7 @@ mod tests {
             ("DELETE FROM record WHERE seq = 2", "missing"),
             ("DELETE FROM record WHERE seq >= 3", "cut off"),
             ("UPDATE record SET seq = seq + 10 WHERE seq = 2", "missing"),
+            ("UPDATE usage SET output = output - 1", "account of usage"),
             ("UPDATE head SET body = replace(body, '\"seq\":3', '\"seq\":2')", "signature"),
         ] {
             let copy = folder.path().join("copy.db");
@@ -277,7 +365,7 @@ mod tests {
         }
         // With the head deleted as well, only whoever kept it can tell.
         let db = Connection::open(&path).unwrap();
-        db.execute_batch("DELETE FROM record WHERE seq >= 3; DELETE FROM head").unwrap();
+        db.execute_batch("DELETE FROM record WHERE seq >= 3; DELETE FROM usage; DELETE FROM head").unwrap();
         assert!(verify(&path, "t", None, None).is_ok());
         assert!(verify(&path, "t", Some(&head), None).unwrap_err().contains("cut off"));
     }

@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cloister_types::egress::AuditEntry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -122,20 +121,6 @@ impl Client {
         // Whoever makes tokens may take a while; anything else is at once.
         let patience = if matches!(request, Request::Use(_)) { LONG } else { PATIENCE };
         tokio::time::timeout(patience, heard).await.map_err(|_| Away)?.map_err(|_| Away)
-    }
-
-    /// Sends records for the audit; they are not answered.
-    ///
-    /// # Errors
-    /// The vault is not there, or cannot keep up.
-    pub fn record(&self, entries: Vec<AuditEntry>) -> Result<(), Away> {
-        let body = serde_json::to_vec(&Request::Record(entries)).map_err(|_| Away)?;
-        let link = lock(&self.0);
-        let link = link.as_ref().ok_or(Away)?;
-        if lock(&link.waiting).is_none() {
-            return Err(Away);
-        }
-        link.line.try_send(frame(0, body)).map_err(|_| Away)
     }
 
     /// Asks from a thread that may block.

@@ -21,6 +21,7 @@ mod seal;
 mod serve;
 mod sign;
 mod token;
+mod usage;
 mod version;
 
 pub use kek::{KekError, make_if_absent};

@@ -13,6 +13,8 @@ pub struct Place {
     pub data: PathBuf,
     /// The tenant's name.
     pub tenant: String,
+    /// The tenant's region; empty if it has none.
+    pub region: String,
     /// The key file.
     pub key_file: PathBuf,
     /// The key file before the last change of it.

@@ -480,7 +480,7 @@ mod tests {
         let (data, key_file) = (folder.join("data"), folder.join("key"));
         std::fs::create_dir_all(&data).unwrap();
         kek::make_if_absent(&key_file).unwrap();
-        Place { data, tenant: "t".into(), key_file, previous_key_file: None, guard_file: None }
+        Place { data, tenant: "t".into(), region: "local".into(), key_file, previous_key_file: None, guard_file: None }
     }
 
     fn rules(host: &str) -> Rules {

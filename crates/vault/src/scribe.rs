@@ -8,10 +8,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use cloister_types::egress::{Audit, AuditEntry, AuditHead};
+use cloister_types::transcript::Metered;
 use tokio::sync::oneshot;
 
 use crate::VaultError;
-use crate::audit::Chain;
+use crate::audit::{Chain, Noted};
 use crate::desk::Desk;
 
 /// Records that may wait.
@@ -26,7 +27,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const HEADS: Duration = Duration::from_secs(60);
 
 enum Word {
-    Entry(f64, Box<AuditEntry>, Option<oneshot::Sender<()>>),
+    Note(Noted, Option<oneshot::Sender<()>>),
+    Used { session: String, answer: oneshot::Sender<Result<(Metered, u64, u64), VaultError>> },
     Page { session: Option<String>, after: u64, limit: usize, answer: oneshot::Sender<Result<Audit, VaultError>> },
     Sign(oneshot::Sender<Result<Option<AuditHead>, VaultError>>),
 }
@@ -76,7 +78,7 @@ impl Scribe {
 
     /// Takes a record; it is written in a moment.
     pub(crate) fn note(&self, entry: AuditEntry) {
-        if self.line.try_send(Word::Entry(now(), Box::new(entry), None)).is_err() {
+        if self.line.try_send(Word::Note(noted(vec![entry], None), None)).is_err() {
             self.lost.fetch_add(1, Ordering::AcqRel);
             self.healthy.store(false, Ordering::Release);
             tracing::error!("the audit cannot keep up: credentials are withheld");
@@ -85,8 +87,25 @@ impl Scribe {
 
     /// Takes a record and waits until it is on disk; false if that fails.
     pub(crate) async fn write(&self, entry: AuditEntry) -> bool {
+        self.take(noted(vec![entry], None)).await
+    }
+
+    /// Takes records that another process counts, and waits until they are on
+    /// disk; false if that fails, and they are to come again.
+    pub(crate) async fn write_for(&self, source: String, first: u64, entries: Vec<AuditEntry>) -> bool {
+        self.take(noted(entries, Some((source, first)))).await
+    }
+
+    async fn take(&self, noted: Noted) -> bool {
         let (written, heard) = oneshot::channel();
-        self.line.try_send(Word::Entry(now(), Box::new(entry), Some(written))).is_ok() && heard.await.is_ok()
+        self.line.try_send(Word::Note(noted, Some(written))).is_ok() && heard.await.is_ok()
+    }
+
+    /// What model calls have used: a session's, what that cost, and what all have
+    /// cost today.
+    pub(crate) async fn used(&self, session: String) -> Result<(Metered, u64, u64), VaultError> {
+        let (answer, heard) = oneshot::channel();
+        self.ask(Word::Used { session, answer }, heard).await
     }
 
     pub(crate) async fn page(&self, session: Option<String>, after: u64, limit: usize) -> Result<Audit, VaultError> {
@@ -107,6 +126,10 @@ impl Scribe {
     }
 }
 
+fn noted(entries: Vec<AuditEntry>, source: Option<(String, u64)>) -> Noted {
+    Noted { time: now(), entries, source }
+}
+
 fn write(mut chain: Chain, line: &mpsc::Receiver<Word>, (healthy, lost): (&AtomicBool, &AtomicU64), mark: &dyn Fn()) {
     let (mut group, mut waiting) = (Vec::new(), Vec::new());
     let mut signed = Instant::now();
@@ -117,8 +140,8 @@ fn write(mut chain: Chain, line: &mpsc::Receiver<Word>, (healthy, lost): (&Atomi
         let mut next = first;
         loop {
             match next {
-                Ok(Word::Entry(time, entry, written)) => {
-                    group.push((time, *entry));
+                Ok(Word::Note(noted, written)) => {
+                    group.push(noted);
                     waiting.extend(written);
                 }
                 Ok(question) => {
@@ -141,7 +164,7 @@ fn write(mut chain: Chain, line: &mpsc::Receiver<Word>, (healthy, lost): (&Atomi
             let flags = vec![format!("lost:{missed}")];
             let entry =
                 AuditEntry { stream: "vault".into(), rule: "records_lost".into(), flags, ..AuditEntry::default() };
-            group.push((now(), entry));
+            group.push(noted(vec![entry], None));
         }
         if !group.is_empty() {
             match chain.append(&group) {
@@ -179,7 +202,8 @@ fn write(mut chain: Chain, line: &mpsc::Receiver<Word>, (healthy, lost): (&Atomi
                     let _ = answer.send(chain.sign(now()));
                     mark();
                 }
-                Word::Entry(..) => {}
+                Word::Used { session, answer } => _ = answer.send(chain.used(&session, now())),
+                Word::Note(..) => {}
             }
         }
     }

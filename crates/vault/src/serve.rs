@@ -154,10 +154,6 @@ async fn serve(vault: Arc<Vault>, role: Role, link: OwnedFd) {
                 break;
             }
         };
-        if let (Request::Record(entries), Role::Egress) = (&request, role) {
-            entries.iter().for_each(|entry| vault.scribe.note(entry.clone()));
-            continue;
-        }
         let Ok(slot) = slots.clone().acquire_owned().await else { break };
         let (vault, answers) = (vault.clone(), answers.clone());
         tokio::spawn(async move {
@@ -182,7 +178,8 @@ fn purpose_name(purpose: &Purpose) -> String {
 impl Vault {
     fn open(setup: Setup) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let records = Records::open(&setup.place)?;
-        let chain = Chain::open(&setup.place.audit(), &setup.place.tenant, &records.audit_key()?)?;
+        let whose = (setup.place.tenant.as_str(), setup.place.region.as_str());
+        let chain = Chain::open(&setup.place.audit(), whose, &records.audit_key()?)?;
         let desk = Desk::start(records)?;
         let scribe = Scribe::start(chain, desk.clone())?;
         let issuers = Issuers::new(Dialer::new(setup.hosts), &Roots::read(setup.extra_ca.as_deref())?)?;
@@ -215,6 +212,13 @@ impl Vault {
             (Role::Server, Request::Audit { session, after, limit }) => {
                 let session = session.map(|session| session.to_string());
                 self.scribe.page(session, after, limit).await.map(|page| Reply::Audit(Box::new(page)))
+            }
+            (Role::Egress, Request::Record { source, first, entries }) => {
+                Ok(if self.scribe.write_for(source, first, entries).await { Reply::Done } else { Reply::Failed })
+            }
+            (Role::Egress, Request::Used(session)) => {
+                let used = self.scribe.used(session.to_string()).await;
+                used.map(|(session, cost, today)| Reply::Used(wire::Used { session, cost, today }))
             }
             (Role::Egress, Request::Permitted(session)) => {
                 let found = self.desk.run(move |records| records.permitted(session.as_str())).await;

@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use cloister_types::egress::{Audit, AuditEntry, Connection, ConnectionName, ConnectionRecord, VersionRecord};
+use cloister_types::transcript::Metered;
 use cloister_types::{Host, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -143,8 +144,18 @@ pub enum Request {
     Rejected(Purpose, u64, String),
     /// Egress's: the seed of a session's own authority.
     Authority(SessionId),
-    /// Egress's: what happened. Not answered.
-    Record(Vec<AuditEntry>),
+    /// Egress's: what happened. Answered when it is on disk; what is not
+    /// answered comes again, and is taken once.
+    Record {
+        /// Which egress process counts them.
+        source: String,
+        /// The number of the first.
+        first: u64,
+        /// Without gaps.
+        entries: Vec<AuditEntry>,
+    },
+    /// Egress's: what a session's model calls have used.
+    Used(SessionId),
 }
 
 /// A call for which something is asked.
@@ -197,6 +208,17 @@ pub struct Permitted {
     pub version: u64,
 }
 
+/// What model calls have used, as the audit has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// The session's, from its beginning.
+    pub session: Metered,
+    /// What that cost, in millionths of a dollar.
+    pub cost: u64,
+    /// What all sessions' have cost today (UTC).
+    pub today: u64,
+}
+
 /// What is attached.
 #[derive(Clone, Serialize, Deserialize)]
 pub enum Material {
@@ -245,6 +267,8 @@ pub enum Reply {
     Signature(#[serde(with = "base64_bytes")] Vec<u8>),
     /// To [`Request::Authority`].
     Seed(#[serde(with = "base64_bytes")] Vec<u8>),
+    /// To [`Request::Used`].
+    Used(Used),
     /// A session may not, or cannot.
     Refused(Refusal),
 }

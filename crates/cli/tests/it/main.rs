@@ -35,4 +35,5 @@ mod stream;
 mod tls;
 mod toolchains;
 mod tools;
+mod usage;
 mod users;

@@ -9,20 +9,23 @@ use serde_json::{Value, json};
 
 const KEY: &str = "sk-test-canary-0123456789";
 
-async fn stack_for(provider: &Provider, wire: &str) -> Stack {
+pub(crate) fn config(provider: &Provider, wire: &str) -> String {
     let suffix = if wire == "openai-chat" { "/v1" } else { "" };
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
     std::fs::write(&key, format!("{KEY}\n")).unwrap();
-    let config = format!(
+    format!(
         "[[model]]\nname = 'm'\nwire = '{wire}'\nbase_url = '{}{suffix}'\nupstream_model = 'vendor-1'\nkey_file = '{}'\nallow_private = true\ndefault = true\n",
         provider.url,
         folder.keep().join("key").display()
-    );
-    Stack::with(Options { config: Some(config), ..Options::default() }).await
+    )
 }
 
-fn anthropic(events: &[Value]) -> Vec<u8> {
+async fn stack_for(provider: &Provider, wire: &str) -> Stack {
+    Stack::with(Options { config: Some(config(provider, wire)), ..Options::default() }).await
+}
+
+pub(crate) fn anthropic(events: &[Value]) -> Vec<u8> {
     events
         .iter()
         .map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap()))
@@ -30,12 +33,12 @@ fn anthropic(events: &[Value]) -> Vec<u8> {
         .into_bytes()
 }
 
-fn chat(chunks: &[Value]) -> Vec<u8> {
+pub(crate) fn chat(chunks: &[Value]) -> Vec<u8> {
     let chunks: String = chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).collect();
     format!("{chunks}data: [DONE]\n\n").into_bytes()
 }
 
-fn anthropic_text(text: &str) -> Vec<Value> {
+pub(crate) fn anthropic_text(text: &str) -> Vec<Value> {
     vec![
         json!({"type": "message_start", "message": {"id": "msg_1", "role": "assistant", "content": [], "usage": {"input_tokens": 7, "cache_read_input_tokens": 5, "output_tokens": 1}}}),
         json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
@@ -47,7 +50,7 @@ fn anthropic_text(text: &str) -> Vec<Value> {
     ]
 }
 
-fn anthropic_call(command: &str) -> Vec<Value> {
+pub(crate) fn anthropic_call(command: &str) -> Vec<Value> {
     let input = json!({"command": command}).to_string();
     let (a, b) = input.split_at(input.len() / 2);
     vec![

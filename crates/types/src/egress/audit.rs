@@ -25,6 +25,9 @@ pub struct AuditRecord {
     pub seq: u64,
     /// Unix seconds.
     pub time: f64,
+    /// The tenant's region; empty if it has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub region: String,
     /// What happened.
     #[serde(flatten)]
     pub entry: AuditEntry,
@@ -91,6 +94,9 @@ pub struct AuditEntry {
     /// What a model call used, as the provider says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<crate::transcript::Usage>,
+    /// What that costs, in millionths of a dollar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<u64>,
     /// Who did it, of acts of the vault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
