@@ -5,6 +5,7 @@ mod demo;
 mod docs;
 mod kernel;
 mod leftovers;
+mod peers;
 mod run;
 mod test;
 mod tidy;
@@ -17,6 +18,7 @@ cargo xtask <command>
   demo      build Cloister, start it, show an agent at work
   test      everything that CI runs: format, lints, tidy, docs, all tests
   kernel    tests on Debian's kernel, in a virtual machine; kernel probes::, say, for some
+  peers     install the programs that tests talk to, from npm
   tidy      layers, licences, duplicate versions, file heads and sizes
   openapi   write openapi/v1.json and docs/api.md from the source
   bench     measure; figures for docs/performance.md; bench append, say, for one program
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Some("demo") => demo::run(),
         Some("test") => test::run(),
         Some("kernel") => kernel::run(&arguments[1..]),
+        Some("peers") => peers::install(),
         Some("tidy") => tidy::run(),
         Some("openapi") => docs::write(),
         Some("bench") => bench::run(arguments.get(1).map(String::as_str)),

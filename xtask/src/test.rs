@@ -7,12 +7,12 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use crate::run::{Outcome, cargo, done, install};
-use crate::{docs, kernel, leftovers, tidy};
+use crate::{docs, kernel, leftovers, peers, tidy};
 
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
 /// finds processes; `faketime` sets clocks; `busybox-static` makes an image;
 /// `strace` injects faults; the others make and mount disks.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 17] = [
     "btrfs-progs",
     "busybox-static",
     "curl",
@@ -23,6 +23,7 @@ const PACKAGES: [&str; 16] = [
     "procps",
     "python3",
     "python3-aiohttp",
+    "python3-grpcio",
     "python3-httpx",
     "python3-pip",
     "python3-requests",
@@ -56,6 +57,7 @@ pub(crate) fn run() -> Outcome {
     let clippy = &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
     step("lints", done(&mut cargo(clippy)))?;
     step("docs", done(&mut doc))?;
+    step("peers", peers::install())?;
     let before = leftovers::list();
     let mut count = Count::default();
     step("tests", in_folder_of_its_own(&mut count))?;

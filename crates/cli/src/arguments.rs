@@ -361,6 +361,19 @@ pub(crate) enum VaultCommand {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Make a recovery key: its public half for `[vault] recovery`, its private
+    /// half to be kept offline.
+    RecoveryKey,
+    /// Open a vault whose key is lost with the private half of a recovery key, and
+    /// close it with the present key file, which is made if there is none.
+    Recover {
+        /// Configuration file of the server.
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// File with the private half; `-` reads it from standard input.
+        #[arg(long)]
+        recovery_key: PathBuf,
+    },
     /// Take the present data for the newest, after a restore on purpose.
     AcceptRollback {
         /// Configuration file of the server.

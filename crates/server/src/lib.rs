@@ -17,11 +17,12 @@ pub mod config;
 pub mod doctor;
 
 pub use backup::{Summary, backup, restore};
+pub use cloister_vault::make_recovery_key;
 pub use dev::{Dev, dev};
 pub use keys::new_key;
 pub use serve::{Serve, serve};
 pub use tenant::{lower, settle};
-pub use vault::{accept_rollback, rotate_vault, verify_audit};
+pub use vault::{accept_rollback, recover_vault, rotate_vault, verify_audit};
 
 /// The role of the egress process: control socket on standard input.
 ///

@@ -74,10 +74,6 @@ impl Tenant {
             .map_err(|error| ServerError::Start(error.to_string()))?
             .map_err(|error| sandbox_missing(&error))?;
         let for_vault = config.for_vault(data)?;
-        if config.vault.key_file.is_none() && for_vault.place.key_file.starts_with(data) {
-            cloister_vault::make_if_absent(&for_vault.place.key_file)
-                .map_err(ServerError::start("make the vault's key"))?;
-        }
         let egress = Egress::start(executables.cloister, config.for_egress(), for_vault)
             .map_err(ServerError::start("start egress and the vault"))?;
         let sealing = match egress.vault.ask(&Request::SealingKey).await {

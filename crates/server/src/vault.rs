@@ -99,6 +99,15 @@ pub fn rotate_vault(config: &Config, data: &Path) -> Result<usize, ServerError> 
     cloister_vault::rotate(&config.vault_place(data)?).map_err(|error| ServerError::Start(error.to_string()))
 }
 
+/// Opens a vault whose key is lost with a recovery key, while no server runs.
+///
+/// # Errors
+/// A server runs, or it is not one of the vault's recovery keys.
+pub fn recover_vault(config: &Config, data: &Path, key: &str) -> Result<(), ServerError> {
+    let _lock = take(data)?;
+    cloister_vault::recover(&config.vault_place(data)?, key).map_err(|error| ServerError::Start(error.to_string()))
+}
+
 /// Takes the present data for the newest, while no server runs.
 ///
 /// # Errors

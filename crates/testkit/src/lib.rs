@@ -3,6 +3,7 @@
 //! killed; raw HTTP that no client library tidies up; and a model provider
 //! that misbehaves on request.
 
+mod kms;
 mod processes;
 mod provider;
 mod raw;
@@ -10,10 +11,11 @@ mod stack;
 mod upstream;
 mod wait;
 
+pub use kms::TRANSIT_TOKEN;
 pub use processes::{Processes, Sandbox, children, descendants, is_gone, is_meter};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};
-pub use stack::{As, ORDINARY, Options, Stack, Turn, freeze, kill, script, thaw};
+pub use stack::{As, ORDINARY, Options, Stack, Turn, freeze, kill, peers, script, thaw};
 pub use upstream::{Seen, Upstream};
 pub use wait::until;
 

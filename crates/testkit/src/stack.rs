@@ -105,6 +105,23 @@ fn in_group(group: &Path, as_ordinary: bool, program: &Path) -> Command {
     command
 }
 
+/// The folder in which `cargo xtask test` installs other people's servers.
+///
+/// # Panics
+/// It has not.
+#[must_use]
+pub fn peers() -> PathBuf {
+    // target/debug/deps/it-0123
+    let program = std::env::current_exe().unwrap_or_default();
+    let folder = program.ancestors().nth(3).map(|target| target.join("peers")).unwrap_or_default();
+    assert!(
+        folder.join("node_modules").exists(),
+        "no peers in {}: `cargo xtask peers` installs them",
+        folder.display()
+    );
+    folder
+}
+
 impl Stack {
     /// Starts a stack with nothing but defaults.
     pub async fn start() -> Self {

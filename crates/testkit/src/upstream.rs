@@ -176,6 +176,21 @@ impl Upstream {
         (params.signed_by(&key, &self.ca).expect("a certificate").pem(), key.serialize_pem())
     }
 
+    /// A certificate for another server of this name: the files of certificate and
+    /// key, PEM.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[must_use]
+    pub fn server_certificate(&self, name: &str) -> (PathBuf, PathBuf) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let files = (self.folder.path().join("server.pem"), self.folder.path().join("server.key"));
+        std::fs::write(&files.0, params.signed_by(&key, &self.ca).expect("a certificate").pem()).expect("a file");
+        std::fs::write(&files.1, key.serialize_pem()).expect("a file");
+        files
+    }
+
     /// Its folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -229,6 +244,11 @@ async fn answer(
         response.headers_mut().insert(name, value.parse().expect("a header's value"));
         response
     };
+    if let Some((status, answer)) = crate::kms::answer(parts.uri.path(), &parts.headers, &body) {
+        let mut response = whole(answer.to_string());
+        *response.status_mut() = status;
+        return Ok(response);
+    }
     Ok(match parts.uri.path() {
         "/headers" => {
             let shown: serde_json::Map<_, _> = parts

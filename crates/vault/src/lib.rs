@@ -9,12 +9,16 @@ pub mod wire;
 
 mod desk;
 mod guard;
+mod https;
 mod kek;
 mod key;
+mod kms;
 mod lease;
 mod permits;
 mod place;
 mod records;
+mod recovery;
+mod root;
 mod rotate;
 mod scribe;
 mod seal;
@@ -24,9 +28,11 @@ mod token;
 mod usage;
 mod version;
 
-pub use kek::{KekError, make_if_absent};
+pub use kek::KekError;
 pub use key::{NotOpened, SealingKey, hex, unhex};
+pub use kms::Kms;
 pub use records::about_secret;
+pub use recovery::{NoRecoveryKey, Recipient, make as make_recovery_key, recover};
 pub use rotate::{accept_rollback, rotate};
 pub use serve::main;
 pub use sign::aws_time;
@@ -46,6 +52,9 @@ pub enum VaultError {
     /// The key file's.
     #[error("{0}")]
     Kek(#[from] KekError),
+    /// A text is no recovery key.
+    #[error("{0}")]
+    NoRecoveryKey(#[from] NoRecoveryKey),
     /// The root key does not open with the key file.
     #[error("the vault's key does not fit {file}: {hint}")]
     WrongKey {

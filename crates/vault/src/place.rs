@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use rustix::fs::FlockOperation;
 
 use crate::guard;
+use crate::kms::Kms;
+use crate::recovery::Recipient;
 
 /// Where the vault's things are.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -19,6 +21,14 @@ pub struct Place {
     pub key_file: PathBuf,
     /// The key file before the last change of it.
     pub previous_key_file: Option<PathBuf>,
+    /// The service that opens the key file, if that holds a ciphertext.
+    pub kms: Option<Kms>,
+    /// Authorities to trust for it besides the machine's.
+    pub extra_ca: Option<PathBuf>,
+    /// Make the key file if there is none.
+    pub makes_key: bool,
+    /// Who can open the vault if its key is lost.
+    pub recovery: Vec<Recipient>,
     /// Where it notes how far it has come; beside the key if none.
     pub guard_file: Option<PathBuf>,
 }

@@ -18,6 +18,8 @@ use crate::guard::{self, Guard, Seen};
 use crate::kek;
 use crate::key::{Key, NotOpened, SealingKey, hex};
 use crate::place::Place;
+use crate::recovery;
+use crate::root::{AUDIT_KEY, root_about, root_key};
 use crate::seal::{self, Checked, keep_seal};
 use crate::version::{Version, versions, word};
 
@@ -89,14 +91,7 @@ pub fn about_secret(tenant: &str, name: &ConnectionName) -> Vec<u8> {
     format!("cloister-seal/1\n{tenant}\n{name}").into_bytes()
 }
 
-/// What the audit's key is closed about.
-pub(crate) const AUDIT_KEY: &[u8] = b"cloister-vault/1\naudit";
-
-pub(crate) fn root_about(tenant: &str) -> Vec<u8> {
-    format!("cloister-vault/1\nroot\n{tenant}").into_bytes()
-}
-
-fn open_database(path: &Path) -> Result<Connection, VaultError> {
+pub(crate) fn open_database(path: &Path) -> Result<Connection, VaultError> {
     use std::os::unix::fs::OpenOptionsExt;
     // For its owner alone, from the first byte on.
     std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
@@ -109,34 +104,6 @@ fn open_database(path: &Path) -> Result<Connection, VaultError> {
     Ok(db)
 }
 
-/// The root key: made if there is none, wrapped anew if it was wrapped with the
-/// previous key.
-/// Second: it has to be wrapped anew.
-fn root_key(db: &Connection, place: &Place) -> Result<(Key, bool), VaultError> {
-    let key = kek::read(&place.key_file)?;
-    let about = root_about(&place.tenant);
-    let wrapped: Option<Vec<u8>> =
-        db.query_row("SELECT value FROM meta WHERE key = 'root'", [], |row| row.get(0)).optional()?;
-    let Some(wrapped) = wrapped else {
-        let root = Key::random()?;
-        let wrapped = key.close(&about, root.bytes())?;
-        // Two may be at it; the first one's stays.
-        db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('root', ?1)", [wrapped])?;
-        let kept: Vec<u8> = db.query_row("SELECT value FROM meta WHERE key = 'root'", [], |row| row.get(0))?;
-        return Ok((Key::from_bytes(&key.open(&about, &kept)?)?, false));
-    };
-    if let Ok(root) = key.open(&about, &wrapped) {
-        return Ok((Key::from_bytes(&root)?, false));
-    }
-    let wrong = |hint| VaultError::WrongKey { file: place.key_file.display().to_string(), hint };
-    let Some(previous) = &place.previous_key_file else {
-        return Err(wrong("bring the key back that the data was made with, or name it as [vault] previous_key_file"));
-    };
-    let root = kek::read(previous)?.open(&about, &wrapped);
-    let root = Key::from_bytes(&root.map_err(|_| wrong("neither it nor previous_key_file opens the vault"))?)?;
-    Ok((root, true))
-}
-
 fn counter(db: &Connection) -> Result<u64, VaultError> {
     let found: Option<i64> =
         db.query_row("SELECT value FROM meta WHERE key = 'counter'", [], |row| row.get(0)).optional()?;
@@ -145,7 +112,7 @@ fn counter(db: &Connection) -> Result<u64, VaultError> {
 
 impl Records {
     pub(crate) fn open(place: &Place) -> Result<Self, VaultError> {
-        let records = Self::unguarded(place)?;
+        let mut records = Self::unguarded(place)?;
         // What was seen is read before what is: another vault may be at work.
         let mut seen = records.guard.read(records.guard.path())?;
         if let (None, None, Some(previous)) = (&seen, &place.guard_file, &place.previous_key_file) {
@@ -155,8 +122,11 @@ impl Records {
         records.guard.check(seen, &now, |seq| records.audit_hash(seq))?;
         drop(records.snapshot()?);
         if records.rewrap {
-            let wrapped = kek::read(&place.key_file)?.close(&root_about(&place.tenant), records.root.bytes())?;
+            let wrapped = kek::read(place, &place.key_file)?.close(&root_about(&place.tenant), records.root.bytes())?;
             records.db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('root', ?1)", [wrapped])?;
+        }
+        if !recovery::is_kept(&records.db, &place.recovery, &records.root)? {
+            records.change(|db, root, tenant| recovery::keep(db, &place.recovery, root, tenant))?;
         }
         records.mark();
         Ok(records)
@@ -479,8 +449,18 @@ mod tests {
     fn place(folder: &Path) -> Place {
         let (data, key_file) = (folder.join("data"), folder.join("key"));
         std::fs::create_dir_all(&data).unwrap();
-        kek::make_if_absent(&key_file).unwrap();
-        Place { data, tenant: "t".into(), region: "local".into(), key_file, previous_key_file: None, guard_file: None }
+        Place {
+            data,
+            tenant: "t".into(),
+            region: "local".into(),
+            key_file,
+            previous_key_file: None,
+            kms: None,
+            extra_ca: None,
+            makes_key: true,
+            recovery: Vec::new(),
+            guard_file: None,
+        }
     }
 
     fn rules(host: &str) -> Rules {
@@ -598,7 +578,7 @@ mod tests {
         // Another key file: only with the previous one at hand.
         let previous = folder.path().join("previous");
         std::fs::rename(&at.key_file, &previous).unwrap();
-        kek::make_if_absent(&at.key_file).unwrap();
+        kek::make_if_absent(&at).unwrap();
         assert!(matches!(Records::open(&at), Err(VaultError::WrongKey { .. })));
         at.previous_key_file = Some(previous);
         assert!(open(&Records::open(&at).unwrap(), "api.example.com").unwrap().contains("second"));

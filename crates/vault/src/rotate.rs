@@ -6,7 +6,9 @@ use crate::VaultError;
 use crate::kek;
 use crate::key::Key;
 use crate::place::Place;
-use crate::records::{AUDIT_KEY, Records, root_about};
+use crate::records::Records;
+use crate::recovery;
+use crate::root::{AUDIT_KEY, root_about};
 use crate::version::versions;
 
 /// Takes the present database for the newest: after a restore on purpose.
@@ -28,7 +30,7 @@ pub fn accept_rollback(place: &Place) -> Result<(), VaultError> {
 pub fn rotate(place: &Place) -> Result<usize, VaultError> {
     drop(place.lock(true)?);
     let mut records = Records::open(place)?;
-    let (new, kek) = (Key::random()?, kek::read(&place.key_file)?);
+    let (new, kek) = (Key::random()?, kek::read(place, &place.key_file)?);
     let (about, audit) = (root_about(&place.tenant), records.audit_key()?);
     let fresh = Key::from_bytes(new.bytes())?;
     records.change_root(fresh, |db, root, tenant| {
@@ -51,6 +53,7 @@ pub fn rotate(place: &Place) -> Result<usize, VaultError> {
         let audit = new.close(AUDIT_KEY, audit.bytes())?;
         db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('audit', ?1)", [audit])?;
         db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('root', ?1)", [kek.close(&about, new.bytes())?])?;
+        recovery::keep(db, &place.recovery, &new, tenant)?;
         Ok(count)
     })
 }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use cloister_dial::{Dialer, Roots};
+use cloister_dial::{Dialer, Reach};
 use cloister_types::egress::{AuditEntry, ConnectionName, Decision, Secret};
 use cloister_types::{Host, SessionId};
 use tokio::io::AsyncWriteExt;
@@ -19,6 +19,7 @@ use crate::VaultError;
 use crate::audit::Chain;
 use crate::client::{frame, read_frame};
 use crate::desk::Desk;
+use crate::https::Https;
 use crate::records::{Opened, Records, Refusal};
 use crate::scribe::{Scribe, now};
 use crate::sign::{AwsKeys, Signer, aws, is_now};
@@ -182,7 +183,8 @@ impl Vault {
         let chain = Chain::open(&setup.place.audit(), whose, &records.audit_key()?)?;
         let desk = Desk::start(records)?;
         let scribe = Scribe::start(chain, desk.clone())?;
-        let issuers = Issuers::new(Dialer::new(setup.hosts), &Roots::read(setup.extra_ca.as_deref())?)?;
+        let https = Https::new(Dialer::new(setup.hosts), Reach::Public, setup.extra_ca.as_deref())?;
+        let issuers = Issuers::new(https);
         let model_permits = RwLock::default();
         Ok(Self { desk, scribe, issuers, models: setup.models, model_permits })
     }

@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
-use cloister_dial::{Connector, Dialer, Reach, Roots, client_config};
 use cloister_types::egress::{ConnectionName, Secret};
-use http::{Method, Request, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{Request, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::VaultError;
 use crate::desk::Desk;
+use crate::https::Https;
 use crate::key::hex;
 use crate::records::{Opened, Refusal};
 use crate::scribe::now;
@@ -24,8 +23,6 @@ use crate::sign::Signer;
 
 /// How long an issuer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Bytes of its answer.
-const ANSWER: usize = 256 << 10;
 /// A token's life if its issuer does not say.
 const LIFE: f64 = 3600.0;
 /// A token is made anew so long before it ends, or after 80 % of its life.
@@ -55,7 +52,7 @@ impl Token {
 
 /// Where tokens come from.
 pub(crate) struct Issuers {
-    connector: Connector,
+    https: Https,
     /// One at a time makes a token for a credential; the others wait for it.
     making: Mutex<HashMap<(ConnectionName, u64), Turn>>,
     /// The last failures: whoever waits shares them, and nobody asks again at
@@ -77,10 +74,8 @@ enum NoToken {
 }
 
 impl Issuers {
-    pub(crate) fn new(dialer: Dialer, roots: &Roots) -> Result<Self, cloister_dial::TlsError> {
-        let tls = client_config(roots, None, false)?;
-        let connector = Connector { dialer: Arc::new(dialer), reach: Reach::Public, tls };
-        Ok(Self { connector, making: Mutex::default(), failed: Mutex::default(), forced: Mutex::default() })
+    pub(crate) fn new(https: Https) -> Self {
+        Self { https, making: Mutex::default(), failed: Mutex::default(), forced: Mutex::default() }
     }
 
     /// The token of a credential that needs one.
@@ -310,26 +305,8 @@ impl Issuers {
     }
 
     async fn post(&self, url: &str, request: http::request::Builder, body: Bytes) -> Result<Value, NoToken> {
-        let unavailable = |error: &dyn std::fmt::Display| NoToken::Unavailable(error.to_string());
-        let uri: Uri = url.parse().map_err(|error| unavailable(&error))?;
-        let stream = self.connector.clone().connect(uri.clone()).await.map_err(|error| unavailable(&error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(stream).await.map_err(|error| unavailable(&error))?;
-        // Ends with the answer.
-        tokio::spawn(connection);
-        let authority = uri.authority().map_or("", |authority| authority.as_str());
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = request
-            .method(Method::POST)
-            .uri(path)
-            .header(header::HOST, authority)
-            .header(header::USER_AGENT, concat!("cloister/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(body))
-            .map_err(|error| unavailable(&error))?;
-        let answer = sender.send_request(request).await.map_err(|error| unavailable(&error))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER).collect().await.map_err(|error| unavailable(&error))?;
-        let value: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+        let answered = self.https.post(url, request, body).await;
+        let (status, value) = answered.map_err(|error| NoToken::Unavailable(error.to_string()))?;
         if status.is_success() {
             return Ok(value);
         }

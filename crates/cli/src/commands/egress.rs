@@ -1,6 +1,7 @@
 //! Connections, credentials, and what left.
 
 use std::io::Read;
+use std::path::PathBuf;
 
 use cloister_client::Client;
 use cloister_server::config::Config;
@@ -138,18 +139,34 @@ pub(super) fn audit(server: &ServerArguments, command: AuditCommand, output: Out
 }
 
 pub(super) fn vault(server: &ServerArguments, command: VaultCommand, output: Output) -> Result<(), Failure> {
-    let (VaultCommand::Rotate { config } | VaultCommand::AcceptRollback { config }) = &command;
-    let config = config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
-    let data = server.data.clone().or(config.data.clone());
-    let data = data.map_or_else(|| data_directory(server), Ok)?;
+    let of = |config: Option<PathBuf>| -> Result<(Config, PathBuf), Failure> {
+        let config = config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+        let data = server.data.clone().or(config.data.clone());
+        let data = data.map_or_else(|| data_directory(server), Ok)?;
+        Ok((config, data))
+    };
     match command {
-        VaultCommand::Rotate { .. } => {
+        VaultCommand::Rotate { config } => {
+            let (config, data) = of(config)?;
             let count = cloister_server::rotate_vault(&config, &data)?;
             output.value(&json!({"credentials": count}), &format!("{count} credentials are closed with a new key"))
         }
-        VaultCommand::AcceptRollback { .. } => {
+        VaultCommand::AcceptRollback { config } => {
+            let (config, data) = of(config)?;
             cloister_server::accept_rollback(&config, &data)?;
             output.talk("The vault takes the present data for the newest.");
+            Ok(())
+        }
+        VaultCommand::RecoveryKey => {
+            let made = cloister_server::make_recovery_key();
+            let (public, private) = made.map_err(|error| Failure::new(error.to_string()))?;
+            let text = format!("public:  {public}\nprivate: {}", *private);
+            output.value(&json!({"public": public.to_string(), "private": *private}), &text)
+        }
+        VaultCommand::Recover { config, recovery_key } => {
+            let (config, data) = of(config)?;
+            cloister_server::recover_vault(&config, &data, &read(&recovery_key)?)?;
+            output.talk("The vault opens with the present key file again.");
             Ok(())
         }
     }

@@ -35,7 +35,7 @@ pub(crate) async fn connect(stack: &Stack, name: &str, connection: Value, secret
     put(format!("/v1/connections/{name}/secret"), secret).await;
 }
 
-fn bearer(host: &str) -> Value {
+pub(crate) fn bearer(host: &str) -> Value {
     json!({"targets": [{"host": host}], "attach": {"kind": "header"}})
 }
 
@@ -342,11 +342,12 @@ async fn every_kind_of_credential_is_attached_in_its_place() {
     assert_eq!(body, json!({"auth": {"token": CANARY}, "b": 2}));
     assert!(of("/cert").certified && !of("/header").certified);
     assert_eq!(header("/aws", "x-amz-security-token"), "session-token-canary");
-    verify_aws(&of("/aws"));
+    assert!(of("/aws").headers.contains_key("x-amz-security-token"));
+    verify_aws(&of("/aws"), CANARY, ("eu-west-1", "execute-api"));
 }
 
 /// Checks a signature as AWS does, from what arrived.
-fn verify_aws(seen: &cloister_testkit::Seen) {
+pub(crate) fn verify_aws(seen: &cloister_testkit::Seen, secret: &str, whose: (&str, &str)) {
     let script = r#"
 import sys, json, hmac, hashlib, urllib.parse as u
 s = json.load(sys.stdin)
@@ -363,12 +364,12 @@ for part in (day, region, service, "aws4_request"):
     key = hmac.new(key, part.encode(), hashlib.sha256).digest()
 text = "\n".join(["AWS4-HMAC-SHA256", s["headers"]["x-amz-date"], "/".join([day, region, service, "aws4_request"]), hashlib.sha256(canonical.encode()).hexdigest()])
 assert hmac.new(key, text.encode(), hashlib.sha256).hexdigest() == a["Signature"], canonical
-assert (region, service) == ("eu-west-1", "execute-api") and "x-amz-security-token" in names and "host" in names
+assert [region, service] == s["whose"] and ("x-amz-security-token" in names) == ("x-amz-security-token" in s["headers"]) and "host" in names
 "#;
     let mut headers: serde_json::Map<String, Value> =
         seen.headers.iter().map(|(name, value)| (name.to_string(), json!(value.to_str().unwrap()))).collect();
     headers.insert("host".into(), json!(seen.host));
-    let input = json!({"method": seen.method, "target": seen.target, "headers": headers, "body": String::from_utf8_lossy(&seen.body), "secret": CANARY});
+    let input = json!({"method": seen.method, "target": seen.target, "headers": headers, "body": String::from_utf8_lossy(&seen.body), "secret": secret, "whose": [whose.0, whose.1]});
     let mut child = Command::new("python3").args(["-c", script]).stdin(std::process::Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.to_string().as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "{input}");

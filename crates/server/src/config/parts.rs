@@ -1,0 +1,121 @@
+//! The parts of a configuration that the roles are given.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cloister_egress::control::{Setup, Upstream};
+use cloister_session::{Defaults, Model};
+use cloister_types::link::TurnLimits;
+use cloister_types::model::ModelSpec;
+use cloister_vault::wire::{self, ModelKey, Place};
+
+use super::{Config, ModelTable, VaultTable};
+use crate::ServerError;
+
+impl Config {
+    /// The session crate's part of the configuration. `scripted` names the
+    /// models that a script plays.
+    #[must_use]
+    pub fn for_sessions(&self, scripted: &[&str]) -> cloister_session::Config {
+        let models: Vec<Model> = self
+            .models
+            .iter()
+            .map(|model| Model { spec: model.spec(), scripted: scripted.contains(&model.name.as_str()) })
+            .collect();
+        let chosen = self.models.iter().find(|model| model.default).or(self.models.first());
+        cloister_session::Config {
+            default_model: chosen.map_or_else(String::new, |model| model.name.clone()),
+            models,
+            defaults: Defaults { persistent: self.session_defaults.persistent, ttl: self.session_defaults.ttl },
+            turn: TurnLimits {
+                steps: self.limits.steps,
+                tokens: self.limits.tokens,
+                spend: self.limits.turn_dollars.map(|dollars| (dollars * 1e6) as u64),
+                time_ms: self.limits.turn_seconds.saturating_mul(1000),
+            },
+            live_sessions: self.limits.live_sessions,
+            sandbox_idle: Duration::from_secs(self.limits.sandbox_idle_seconds),
+            session_idle: Duration::from_secs(self.limits.session_idle_seconds),
+            queued_messages: self.limits.queued_messages,
+            memory_hint: self.memory_hint,
+            egress: self.egress.default.clone(),
+            egress_ceiling: self.egress.ceiling.clone(),
+        }
+    }
+
+    /// What egress must know: nothing of it is a key, nor says where one is.
+    #[must_use]
+    pub fn for_egress(&self) -> Setup {
+        let upstream = |model: &ModelTable| Upstream {
+            wire: model.wire,
+            base_url: model.base_url.clone(),
+            upstream_model: model.upstream_model.clone().unwrap_or_else(|| model.name.clone()),
+            keyed: model.key_file.is_some(),
+            allow_private: model.allow_private,
+            price: model.spec().price,
+        };
+        Setup {
+            models: self.models.iter().map(|model| (model.name.clone(), upstream(model))).collect(),
+            hosts: self.egress.hosts.clone(),
+            extra_ca: self.egress.extra_ca.clone(),
+            limits: self.egress.limits.clone(),
+        }
+    }
+
+    /// What the vault must know, for a data directory.
+    ///
+    /// # Errors
+    /// It is to get its key from systemd and is not told where to note what it
+    /// has seen.
+    pub fn for_vault(&self, data: &Path) -> Result<wire::Setup, ServerError> {
+        let models = self.models.iter().filter_map(|model| {
+            let (key_file, target) = (model.key_file.clone()?, cloister_egress::model::target(&model.base_url)?);
+            Some((model.name.clone(), ModelKey { key_file, target }))
+        });
+        Ok(wire::Setup {
+            place: self.vault_place(data)?,
+            models: models.collect(),
+            hosts: self.egress.hosts.clone(),
+            extra_ca: self.egress.extra_ca.clone(),
+        })
+    }
+
+    /// Where the vault's things are, for a data directory.
+    ///
+    /// # Errors
+    /// As for [`Config::for_vault`].
+    pub fn vault_place(&self, data: &Path) -> Result<Place, ServerError> {
+        let data = std::path::absolute(data).map_err(ServerError::start("find the data directory"))?;
+        let credential =
+            std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("cloister-vault-key"));
+        let credential = credential.filter(|path| self.vault.key_file.is_none() && path.exists());
+        if credential.is_some() && self.vault.guard_file.is_none() {
+            return Err(ServerError::Config(
+                "the vault's key is a systemd credential, beside which nothing can be written: set [vault] guard_file"
+                    .into(),
+            ));
+        }
+        let key_file = self.vault.key_file.clone().or(credential).unwrap_or_else(|| data.join("vault.key"));
+        let guard_file = self.vault.guard_file.clone();
+        let previous_key_file = self.vault.previous_key_file.clone();
+        let (tenant, region) = (self.tenant.clone(), self.region.clone().unwrap_or_default());
+        let VaultTable { kms, recovery, .. } = self.vault.clone();
+        let extra_ca = self.egress.extra_ca.clone();
+        // One that the operator names and no service closes is the operator's.
+        let makes_key = kms.is_some() || key_file.starts_with(&data);
+        Ok(Place { data, tenant, region, key_file, previous_key_file, kms, extra_ca, makes_key, recovery, guard_file })
+    }
+}
+
+impl ModelTable {
+    fn spec(&self) -> ModelSpec {
+        ModelSpec {
+            name: self.name.clone(),
+            wire: self.wire,
+            upstream_model: self.upstream_model.clone().unwrap_or_else(|| self.name.clone()),
+            max_output_tokens: self.max_output_tokens,
+            thinking_tokens: self.thinking_tokens,
+            price: self.price.unwrap_or_default(),
+        }
+    }
+}
