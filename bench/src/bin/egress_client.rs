@@ -2,10 +2,11 @@
 //! connections, keeps them, and measures each request.
 //!
 //! `egress_client NAME ADDRESS CA CONNECTIONS REQUESTS PATH [header value]`;
-//! prints JSON. `idle` as a path opens the connections, says so, and waits.
+//! prints JSON. With `PACE` in the environment it waits so many milliseconds
+//! before each request. `idle` as a path opens the connections, says so, and waits.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cloister_bench::quantiles;
 use http_body_util::{BodyExt, Empty};
@@ -34,12 +35,14 @@ async fn requests(
     tls: TlsConnector,
     count: usize,
     path: String,
+    pace: Duration,
 ) -> Result<(Vec<f64>, u64), Failure> {
     let stream = connect(&name, &address, &tls).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let (mut took, mut bytes) = (Vec::with_capacity(count), 0);
     for _ in 0..count {
+        tokio::time::sleep(pace).await;
         let request = Request::get(&path).header("host", &name).body(Empty::<bytes::Bytes>::new())?;
         let began = Instant::now();
         let answer = sender.send_request(request).await?;
@@ -75,12 +78,14 @@ async fn main() -> Result<(), Failure> {
             open.push(connect(name, address, &tls).await?);
         }
         println!("open");
-        tokio::time::sleep(std::time::Duration::from_secs(count as u64)).await;
+        tokio::time::sleep(Duration::from_secs(count as u64)).await;
         return Ok(());
     }
+    let pace = std::env::var("PACE").ok().and_then(|pace| pace.parse().ok()).unwrap_or_default();
+    let pace = Duration::from_millis(pace);
     let began = Instant::now();
     let tasks: Vec<_> = (0..connections)
-        .map(|_| tokio::spawn(requests(name.clone(), address.clone(), tls.clone(), count, path.clone())))
+        .map(|_| tokio::spawn(requests(name.clone(), address.clone(), tls.clone(), count, path.clone(), pace)))
         .collect();
     let (mut all, mut bytes) = (Vec::new(), 0);
     for task in tasks {

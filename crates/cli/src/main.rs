@@ -24,6 +24,9 @@ fn main() -> ExitCode {
     cloister_server::settle();
     let arguments = Arguments::parse();
     logging(&arguments.command);
+    if matches!(arguments.command, Command::Dev(_) | Command::Serve(_) | Command::Egress | Command::Vault) {
+        cloister_server::go_ahead();
+    }
     if matches!(arguments.command, Command::Egress) {
         cloister_server::lower();
     }

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-/// Hosts whose certificates are kept.
+/// Hosts for which that is kept.
 const KEPT: usize = 512;
 
 /// What does not come about.
@@ -38,7 +38,8 @@ pub(crate) struct Authority {
     /// One key for all hosts: they are all us.
     key: KeyPair,
     signing: Arc<dyn rustls::sign::SigningKey>,
-    made: Mutex<VecDeque<(Host, Arc<CertifiedKey>)>>,
+    /// How to speak TLS about each host: what all connections about it share.
+    made: Mutex<VecDeque<(Host, Arc<ServerConfig>)>>,
 }
 
 impl std::fmt::Debug for Authority {
@@ -122,15 +123,8 @@ impl Authority {
         store
     }
 
-    /// The certificate for a host that the session may reach.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub(crate) fn certificate_for(&self, host: &Host) -> Result<Arc<CertifiedKey>, AuthorityError> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, certificate)) = made.iter().find(|(of, _)| of == host) {
-            return Ok(certificate.clone());
-        }
+    /// A certificate for a host that the session may reach.
+    fn certificate_for(&self, host: &Host) -> Result<Arc<CertifiedKey>, AuthorityError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = name("Cloister");
         params.subject_alt_names = vec![SanType::DnsName(host.as_str().try_into()?)];
@@ -144,12 +138,7 @@ impl Authority {
         serial[0] &= 0x7f;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let leaf = params.signed_by(&self.key, &self.issuer)?.der().clone();
-        let certificate = Arc::new(CertifiedKey::new(vec![leaf, self.certificate.clone()], self.signing.clone()));
-        if made.len() >= KEPT {
-            made.pop_front();
-        }
-        made.push_back((host.clone(), certificate.clone()));
-        Ok(certificate)
+        Ok(Arc::new(CertifiedKey::new(vec![leaf, self.certificate.clone()], self.signing.clone())))
     }
 
     /// How to speak TLS with the session about one host.
@@ -157,6 +146,10 @@ impl Authority {
     /// # Errors
     /// The certificate cannot be made.
     pub(crate) fn server_config(&self, host: &Host) -> Result<Arc<ServerConfig>, AuthorityError> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, config)) = made.iter().find(|(of, _)| of == host) {
+            return Ok(config.clone());
+        }
         let certificate = self.certificate_for(host)?;
         let builder = ServerConfig::builder_with_provider(cloister_dial::provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
@@ -165,7 +158,12 @@ impl Authority {
         // The name was looked at before the handshake; a resumed one skips that.
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Arc::new(config))
+        let config = Arc::new(config);
+        if made.len() >= KEPT {
+            made.pop_front();
+        }
+        made.push_back((host.clone(), config.clone()));
+        Ok(config)
     }
 }
 

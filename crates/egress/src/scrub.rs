@@ -51,6 +51,11 @@ impl Needles {
         !spans.is_empty()
     }
 
+    /// Is something in there that is looked for?
+    pub(crate) fn are_in(&self, text: &[u8]) -> bool {
+        !self.find(text).is_empty()
+    }
+
     /// Where something that is looked for stands; these may overlap.
     fn find(&self, text: &[u8]) -> Vec<Range<usize>> {
         if self.needles.is_empty() || self.quick.as_ref().is_some_and(|quick| quick.find(text).is_none()) {

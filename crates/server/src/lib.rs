@@ -21,7 +21,7 @@ pub use cloister_vault::make_recovery_key;
 pub use dev::{Dev, dev};
 pub use keys::new_key;
 pub use serve::{Serve, serve};
-pub use tenant::{lower, settle};
+pub use tenant::{go_ahead, lower, settle};
 pub use vault::{accept_rollback, recover_vault, rotate_vault, verify_audit};
 
 /// The role of the egress process: control socket on standard input.

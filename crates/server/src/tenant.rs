@@ -147,6 +147,17 @@ pub fn settle() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
+/// Goes ahead of what runs in sandboxes, where it may: a session at work must not
+/// keep those waiting who serve the others. Called before any thread exists.
+pub fn go_ahead() {
+    if let Ok(now) = rustix::process::getpriority_process(None)
+        && now >= 0
+    {
+        // As an ordinary user, what runs in sandboxes steps back instead.
+        let _ = rustix::process::setpriority_process(None, now - 10);
+    }
+}
+
 /// The host user of egress, where the server is root: nobody's, and not one of
 /// those that sandboxes run as.
 const EGRESS_USER: u32 = 1_899_999_999;

@@ -41,8 +41,18 @@ impl Default for Limits {
 /// Linux's own default since 5.16.
 const LOCKED_BYTES: u64 = 8 << 20;
 const WAITING_SIGNALS: u64 = 4096;
+/// How far behind the server what runs in a sandbox is, in nice values: a
+/// session at work must not keep those waiting who serve the others.
+const BEHIND: i32 = 10;
 /// How far the second limit of processes is behind the first.
 const NPROC_SPARE: u64 = 64;
+
+/// A server that could has gone ahead, and this process has begun where it is;
+/// else it is this one that goes back.
+fn step_behind() -> rustix::io::Result<()> {
+    let inherited = rustix::process::getpriority_process(None)?;
+    rustix::process::setpriority_process(None, (inherited + BEHIND).min(19))
+}
 
 /// Sets what a process can set for itself.
 pub(super) fn apply(limits: &Limits, enforced: &Enforced) -> Result<(), ConfineError> {
@@ -50,6 +60,7 @@ pub(super) fn apply(limits: &Limits, enforced: &Enforced) -> Result<(), ConfineE
     // 1, not 0: with 0 a machine whose core files go to a program would still
     // run it, as root, on what a tool has prepared (core(5)).
     set("limit core dumps", libc::RLIMIT_CORE, 1)?;
+    step_behind().map_err(|errno| ConfineError::Kernel { step: "step behind the server", errno })?;
     set("limit real-time priority", libc::RLIMIT_RTPRIO, 0)?;
     set("limit nice values", libc::RLIMIT_NICE, 0)?;
     set("limit locked memory", libc::RLIMIT_MEMLOCK, LOCKED_BYTES)?;
