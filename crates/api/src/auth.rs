@@ -1,41 +1,57 @@
-//! Who calls. Everything but `/health` passes here, unknown paths included,
-//! so that nothing can be learned without a key.
+//! Who calls, and whether they may. Everything passes here, unknown paths
+//! included, so that nothing can be learned without a key.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use cloister_types::ErrorCode;
+use cloister_types::access::{Right, Role};
 use cloister_types::key::ApiKey;
+use cloister_types::{ErrorCode, SessionId};
 use percent_encoding::percent_decode_str;
-use sha2::{Digest, Sha256};
 
 use crate::Api;
+use crate::access::{Needs, needs};
 use crate::body::drain;
-use crate::error::ApiError;
+use crate::error::{Answer, ApiError};
 
-/// The caller of a request, by the name that its key was given.
+/// Where a request comes from, as the listener knows it.
 #[derive(Debug, Clone)]
-pub(crate) struct Principal {
-    pub(crate) caller: String,
+pub struct Origin {
+    /// The client's address; none where the connection has none.
+    pub address: Option<IpAddr>,
 }
 
-pub(crate) async fn require_key(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
-    if request.uri().path() == "/health" {
-        return next.run(request).await;
+/// Who a request is from.
+#[derive(Debug, Clone)]
+pub(crate) struct Principal {
+    /// The name that is kept with what they do.
+    pub(crate) caller: String,
+    /// What they are; of several, each must allow.
+    pub(crate) roles: Vec<Role>,
+    /// The one session that they reach.
+    pub(crate) session: Option<SessionId>,
+    /// How they have shown who they are.
+    pub(crate) scheme: &'static str,
+}
+
+impl Principal {
+    pub(crate) fn may(&self, right: Right) -> bool {
+        !self.roles.is_empty() && self.roles.iter().all(|role| role.may(right))
     }
-    match authenticate(&api, request.headers().get(header::AUTHORIZATION).cloned()).await {
-        Ok(principal) => {
+}
+
+pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+    let asked = Asked::of(&request);
+    match admit(&api, &asked).await {
+        Ok(Some(principal)) => {
             request.extensions_mut().insert(principal);
-            // Names of files are bytes; everything else is text, or nothing.
-            let path = request.uri().path();
-            if !path.contains("/files/") && percent_decode_str(path).decode_utf8().is_err() {
-                return ApiError::new(ErrorCode::NotFound, "there is nothing at this path").into_response();
-            }
             next.run(request).await
         }
+        Ok(None) => next.run(request).await,
         Err(error) => {
             drain(request.into_body()).await;
             error.into_response()
@@ -43,9 +59,92 @@ pub(crate) async fn require_key(State(api): State<Arc<Api>>, mut request: Reques
     }
 }
 
-async fn authenticate(api: &Api, presented: Option<HeaderValue>) -> Result<Principal, ApiError> {
+/// What of a request decides whether it is let in.
+struct Asked {
+    method: Method,
+    /// The path as the router writes it; none where it serves nothing.
+    path: Option<String>,
+    /// The path as it was sent.
+    text: String,
+    authorization: Vec<HeaderValue>,
+    origin: Option<IpAddr>,
+}
+
+impl Asked {
+    fn of(request: &Request) -> Self {
+        Self {
+            method: request.method().clone(),
+            path: request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()),
+            text: request.uri().path().to_owned(),
+            authorization: request.headers().get_all(header::AUTHORIZATION).iter().cloned().collect(),
+            origin: request.extensions().get::<Origin>().and_then(|origin| origin.address),
+        }
+    }
+}
+
+/// Who calls, if the operation wants to know; an error if they may not.
+async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
+    let path = asked.path.as_deref();
+    let needed = path.and_then(|path| needs(&asked.method, path));
+    if needed == Some(Needs::Nothing) {
+        return Ok(None);
+    }
+    let principal = match authenticate(api, &asked.authorization).await {
+        Ok(principal) => principal,
+        Err(error) => {
+            api.failures.note(api, asked.origin).await;
+            return Err(error);
+        }
+    };
+    // Names of files are bytes; everything else is text, or nothing.
+    if !asked.text.contains("/files/") && percent_decode_str(&asked.text).decode_utf8().is_err() {
+        return Err(ApiError::new(ErrorCode::NotFound, "there is nothing at this path"));
+    }
+    match needed {
+        Some(Needs::Right(right)) if !principal.may(right) => return Err(not_with(&principal)),
+        Some(_) => {}
+        // A row is missing: a mistake of ours, which opens nothing.
+        None if path.is_some_and(|path| crate::routes::serves(&asked.method, path)) => {
+            return Err(not_with(&principal));
+        }
+        // Known, and about to be told that there is nothing, or no such method.
+        None => {}
+    }
+    api.quotas.take(&principal.caller)?;
+    if let Some(only) = &principal.session {
+        within(only, path.unwrap_or_default(), &asked.text)?;
+    }
+    Ok(Some(principal))
+}
+
+fn not_with(principal: &Principal) -> ApiError {
+    let roles: Vec<&str> = principal.roles.iter().map(|role| role.as_str()).collect();
+    ApiError::new(ErrorCode::Forbidden, format!("a caller that is {} may not do this", roles.join(" and ")))
+}
+
+/// Is the request about the one session that the caller reaches? Others do not
+/// exist for them.
+fn within(only: &SessionId, path: &str, text: &str) -> Answer<()> {
+    match path.strip_prefix("/v1/sessions") {
+        Some(rest) if rest.starts_with("/{id}") => {
+            let named = text.strip_prefix("/v1/sessions/").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+            let named = percent_decode_str(named).decode_utf8_lossy();
+            if named == only.as_str() { Ok(()) } else { Err(ApiError::new(ErrorCode::NotFound, "no such session")) }
+        }
+        _ if matches!(path, "/openapi.json" | "/v1/me" | "") => Ok(()),
+        _ => Err(ApiError::new(ErrorCode::Forbidden, "this key reaches one session and nothing else")),
+    }
+}
+
+pub(crate) fn unix_now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+async fn authenticate(api: &Api, presented: &[HeaderValue]) -> Answer<Principal> {
     let unauthorized = || ApiError::new(ErrorCode::Unauthorized, "a valid API key is required");
-    let value = presented.as_ref().and_then(|value| value.to_str().ok()).ok_or_else(unauthorized)?;
+    // Two are one too many: who would say which counts?
+    let [value] = presented else { return Err(unauthorized()) };
+    let value = value.to_str().map_err(|_| unauthorized())?;
     let (scheme, token) = value.split_once(' ').ok_or_else(unauthorized)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(unauthorized());
@@ -54,9 +153,7 @@ async fn authenticate(api: &Api, presented: Option<HeaderValue>) -> Result<Princ
     if key.tenant() != api.tenant {
         return Err(unauthorized());
     }
-    // Only hashes are stored, and they are what is compared: how long that
-    // takes tells nothing about a key.
-    let hash: [u8; 32] = Sha256::digest(key.reveal()).into();
-    let caller = api.sessions.caller_of(hash).await?.ok_or_else(unauthorized)?;
-    Ok(Principal { caller })
+    let known = api.sessions.store().known(&key, unix_now()).await.map_err(cloister_session::SessionError::from)?;
+    let known = known.ok_or_else(unauthorized)?;
+    Ok(Principal { caller: known.caller, roles: vec![known.role], session: known.session, scheme: "bearer" })
 }

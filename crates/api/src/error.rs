@@ -9,14 +9,23 @@ use cloister_types::wire::ErrorBody;
 
 /// An error on its way to a client.
 #[derive(Debug)]
-pub(crate) struct ApiError(SessionError);
+pub(crate) struct ApiError {
+    error: SessionError,
+    /// The limit that was met, and the seconds until it no longer is.
+    limit: Option<(u64, u64)>,
+}
 
 /// A result of a handler.
 pub(crate) type Answer<T> = Result<T, ApiError>;
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self(SessionError::new(code, message))
+        SessionError::new(code, message).into()
+    }
+
+    /// Says which limit was met, and when it no longer is, in headers as well.
+    pub(crate) fn limited(self, most: u64, wait: u64) -> Self {
+        Self { limit: Some((most, wait)), ..self }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -26,18 +35,24 @@ impl ApiError {
 
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
-        Self(error)
+        Self { error, limit: None }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let SessionError { code, message, hint } = self.0;
+        let SessionError { code, message, hint } = self.error;
         let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(ErrorBody { error: code, message, hint })).into_response();
         let headers = response.headers_mut();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some((most, wait)) = self.limit {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait));
+            for (name, value) in [("ratelimit-limit", most), ("ratelimit-remaining", 0), ("ratelimit-reset", wait)] {
+                headers.insert(name, HeaderValue::from(value));
+            }
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

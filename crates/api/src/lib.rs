@@ -2,10 +2,13 @@
 //! handed to `session`; what comes back is put into the wire's words. Nothing
 //! is decided here.
 
+mod access;
 mod auth;
 mod body;
 mod error;
+mod failures;
 mod openapi;
+mod quotas;
 mod range;
 mod routes;
 mod sse;
@@ -18,7 +21,10 @@ use cloister_types::SessionId;
 use cloister_vault::SealingKey;
 use cloister_vault::client::Client;
 
+pub use auth::Origin;
+pub use failures::Failures;
 pub use openapi::document;
+pub use quotas::{Quotas, Rates};
 pub use routes::router;
 
 /// What handlers share.
@@ -35,6 +41,10 @@ pub struct Api {
     pub vault: Client,
     /// What closes secrets for the vault; nothing here opens them again.
     pub sealing: SealingKey,
+    /// Callers that failed to show who they are.
+    pub failures: Failures,
+    /// How often callers may call.
+    pub quotas: Quotas,
     /// The way out, to try connections on.
     pub outside: Arc<dyn Outside>,
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cloister_types::access::Role;
 use cloister_types::egress::ConnectionName;
 use cloister_types::host::HostPattern;
 use cloister_types::{ResponseId, SessionId};
@@ -392,6 +393,12 @@ pub(crate) enum KeyCommand {
         /// Name of the caller.
         #[arg(long, default_value = "default")]
         caller: String,
+        /// What the caller may: viewer, operator, developer, security or admin.
+        #[arg(long, default_value = "admin")]
+        role: Role,
+        /// Seconds until it ends by itself.
+        #[arg(long)]
+        expires_in: Option<u64>,
     },
 }
 

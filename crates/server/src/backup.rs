@@ -26,7 +26,7 @@ const MANIFEST: &str = "manifest.json";
 /// backup, unless the operator left it in the data directory.
 const BESIDE: [&str; 2] = ["vault.db", "audit.db"];
 /// What `cloister dev` keeps beside, so that its keys stay the same.
-const KEYS: [&str; 2] = ["dev-key", "vault.key"];
+const KEYS: [&str; 3] = ["dev-key", "tenant.db-pepper", "vault.key"];
 /// Longest path in bytes; deeper ones cannot be opened by any one name.
 const LONGEST_PATH: usize = 4000;
 /// Version of the archive's layout.

@@ -142,8 +142,16 @@ impl Egress {
             if ended {
                 tracing::error!("the vault ended; starting another");
             }
-            if let Err(error) = self.renew_vault(&mut state, ended) {
+            // Nobody may wait for this lock while the vault is asked: its answers come
+            // by way of those who would.
+            let known = self.renew_vault(&mut state, ended);
+            drop(state);
+            if let Err(error) = known.and_then(|known| self.tell(&known)) {
                 tracing::error!(%error, "the vault cannot be started");
+            }
+            state = self.lock();
+            if state.stopping {
+                return false;
             }
         }
         let ended = state.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
@@ -157,9 +165,9 @@ impl Egress {
         true
     }
 
-    /// Starts the vault again, or gives a link that broke anew; tells it of all
-    /// sessions before egress can ask.
-    fn renew_vault(&self, state: &mut State, ended: bool) -> std::io::Result<()> {
+    /// Starts the vault again, or gives a link that broke anew. What it must be
+    /// told before egress can ask.
+    fn renew_vault(&self, state: &mut State, ended: bool) -> std::io::Result<Vec<Request>> {
         let _runtime = self.runtime.enter();
         if let Some(vault) = &mut state.vault {
             if ended {
@@ -167,16 +175,20 @@ impl Egress {
             }
             self.vault.use_link(vault.link(Role::Server)?)?;
         }
-        let known: Vec<Request> =
-            state.ways.iter().map(|(session, (_, rights))| permit(session, rights, false)).collect();
+        Ok(state.ways.iter().map(|(session, (_, rights))| permit(session, rights, false)).collect())
+    }
+
+    /// Tells a vault of all sessions, and then egress of the vault.
+    fn tell(&self, known: &[Request]) -> std::io::Result<()> {
         self.runtime.block_on(async {
             for request in known {
-                if self.vault.ask(&request).await.is_err() {
+                if self.vault.ask(request).await.is_err() {
                     return Err(std::io::Error::other("the vault does not answer"));
                 }
             }
             Ok(())
         })?;
+        let state = self.lock();
         match &state.control {
             Some(control) => give_link(state.vault.as_ref(), control),
             None => Ok(()),

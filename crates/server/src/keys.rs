@@ -3,15 +3,10 @@
 use std::path::Path;
 
 use cloister_store::Store;
+use cloister_types::access::{NewKey, Role};
 use cloister_types::key::ApiKey;
-use sha2::{Digest, Sha256};
 
 use crate::ServerError;
-
-/// The hash under which a key is known.
-fn hash(key: &ApiKey) -> [u8; 32] {
-    Sha256::digest(key.reveal()).into()
-}
 
 fn unix_now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
@@ -21,14 +16,25 @@ fn failed(error: impl std::fmt::Display) -> ServerError {
     ServerError::Start(error.to_string())
 }
 
-/// Makes a key for a caller and stores its hash. The returned key is the only
-/// copy.
-pub(crate) async fn make(store: &Store, tenant: &str, caller: &str) -> Result<ApiKey, ServerError> {
+fn admin(caller: &str) -> NewKey {
+    NewKey { caller: caller.to_owned(), role: Role::Admin, expires_in: None, session: None }
+}
+
+/// Makes a key and stores its hash. The returned key is the only copy.
+pub(crate) async fn make(store: &Store, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
+    what.check().map_err(|why| ServerError::Config(why.into()))?;
     let mut random = [0; 32];
     getrandom::fill(&mut random).map_err(failed)?;
     let key = ApiKey::new(tenant, random).map_err(failed)?;
-    store.add_key(hash(&key), caller, unix_now()).await.map_err(failed)?;
+    store.add_key(&id()?, &key, what, unix_now()).await.map_err(failed)?;
     Ok(key)
+}
+
+fn id() -> Result<String, ServerError> {
+    let mut random = [0; 10];
+    getrandom::fill(&mut random).map_err(failed)?;
+    let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("key_{digits}"))
 }
 
 /// The key of a development server: kept in a file of the data directory, so
@@ -40,12 +46,12 @@ pub(crate) async fn development(store: &Store, tenant: &str, data: &Path) -> Res
         && key.tenant() == tenant
     {
         // Known already, unless the store is another: a full disk keeps nobody out.
-        if store.caller_of(hash(&key)).await.map_err(failed)?.is_none() {
-            store.add_key(hash(&key), "default", unix_now()).await.map_err(failed)?;
+        if store.known(&key, unix_now()).await.map_err(failed)?.is_none() {
+            store.add_key(&id()?, &key, admin("default"), unix_now()).await.map_err(failed)?;
         }
         return Ok(key);
     }
-    let key = make(store, tenant, "default").await?;
+    let key = make(store, tenant, admin("default")).await?;
     crate::files::write_private(&path, key.reveal().as_bytes())
         .map_err(ServerError::start("write the development key"))?;
     Ok(key)
@@ -55,8 +61,8 @@ pub(crate) async fn development(store: &Store, tenant: &str, data: &Path) -> Res
 ///
 /// # Errors
 /// The data directory is not this tenant's.
-pub async fn new_key(data: &Path, tenant: &str, caller: &str) -> Result<ApiKey, ServerError> {
+pub async fn new_key(data: &Path, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
     crate::files::make_private_folder(data).map_err(ServerError::start("make the data directory"))?;
     let store = Store::open(&data.join("tenant.db"), tenant).map_err(failed)?;
-    make(&store, tenant, caller).await
+    make(&store, tenant, what).await
 }

@@ -94,6 +94,11 @@ impl Tenant {
             upload_limit: config.limits.upload_bytes,
             vault: egress.vault.clone(),
             sealing,
+            failures: cloister_api::Failures::default(),
+            quotas: cloister_api::Quotas::new(cloister_api::Rates {
+                caller: config.limits.caller_requests_per_minute,
+                tenant: config.limits.requests_per_minute,
+            }),
             outside: egress.clone(),
         };
         Ok(Self { router: cloister_api::router(Arc::new(api)), store, sessions, egress, clock })

@@ -148,12 +148,10 @@ impl Sessions {
         &self.clock
     }
 
-    /// Who an API key belongs to.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn caller_of(&self, key_hash: [u8; 32]) -> Result<Option<String>, SessionError> {
-        Ok(self.store.caller_of(key_hash).await?)
+    /// The store, for what is not about sessions: API keys.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     pub(crate) fn insert(&self, session: Arc<Session>) {

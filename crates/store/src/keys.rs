@@ -1,62 +1,193 @@
-//! Hashes of API keys, and notes about the tenant.
+//! API keys, by their hashes.
 
-use rusqlite::{OptionalExtension, params};
+use cloister_types::SessionId;
+use cloister_types::access::{KeyRecord, KeyState, NewKey, Role};
+use cloister_types::key::ApiKey;
+use rusqlite::{Connection, Row, params};
 
-use crate::{Result, Store};
+use crate::{Result, Store, StoreError};
 
-impl Store {
-    /// Adds a key's hash for a caller.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn add_key(&self, hash: [u8; 32], caller: &str, now: f64) -> Result<()> {
-        let caller = caller.to_owned();
-        self.write(move |db| {
-            db.execute(
-                "INSERT OR REPLACE INTO api_key (hash, caller, created_at) VALUES (?1, ?2, ?3)",
-                params![hash, caller, now],
-            )?;
-            Ok(())
-        })
-        .await
-    }
+/// What a key that was presented stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The key's id.
+    pub id: String,
+    /// Who calls with it.
+    pub caller: String,
+    /// What the caller may.
+    pub role: Role,
+    /// The one session that it reaches.
+    pub session: Option<SessionId>,
+    /// It has been replaced, and works for a while yet.
+    pub late: bool,
+}
 
-    /// The caller whose key has this hash.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn caller_of(&self, hash: [u8; 32]) -> Result<Option<String>> {
-        self.read(move |db| {
-            Ok(db
-                .prepare_cached("SELECT caller FROM api_key WHERE hash = ?1")?
-                .query_row([hash], |row| row.get(0))
-                .optional()?)
-        })
-        .await
-    }
+fn session_of(row: &Row<'_>) -> Result<Option<SessionId>> {
+    let text: Option<String> = row.get("session")?;
+    text.map(|text| text.parse().map_err(|_| StoreError::Broken(format!("session id {text:?}")))).transpose()
+}
+
+fn role_of(row: &Row<'_>) -> Result<Role> {
+    let text: String = row.get("role")?;
+    text.parse().map_err(|_| StoreError::Broken(format!("role {text:?}")))
+}
+
+fn record_of(row: &Row<'_>, now: f64) -> Result<KeyRecord> {
+    let (expires_at, revoked_at): (Option<f64>, Option<f64>) = (row.get("expires_at")?, row.get("revoked_at")?);
+    let state = match (revoked_at, expires_at) {
+        (Some(_), _) => KeyState::Revoked,
+        (None, Some(at)) if at <= now => KeyState::Expired,
+        _ => KeyState::Active,
+    };
+    let grace_until: Option<f64> = row.get("grace_until")?;
+    Ok(KeyRecord {
+        id: row.get("id")?,
+        caller: row.get("caller")?,
+        role: role_of(row)?,
+        session: session_of(row)?,
+        created_at: row.get("created_at")?,
+        expires_at,
+        rotated_at: row.get("rotated_at")?,
+        grace_until: grace_until.filter(|until| *until > now),
+        late_uses: row.get::<_, i64>("late")?.cast_unsigned(),
+        state,
+    })
+}
+
+const RECORD: &str =
+    "SELECT key.*, (SELECT max(until) FROM key_hash WHERE key_hash.key = key.id) AS grace_until FROM key";
+
+fn record(db: &Connection, id: &str, now: f64) -> Result<Option<KeyRecord>> {
+    let mut statement = db.prepare_cached(&format!("{RECORD} WHERE id = ?1"))?;
+    let mut rows = statement.query([id])?;
+    rows.next()?.map(|row| record_of(row, now)).transpose()
 }
 
 impl Store {
-    /// A note about the tenant as a whole.
+    /// Adds a key.
     ///
     /// # Errors
     /// The store's.
-    pub async fn noted(&self, name: &'static str) -> Result<Option<String>> {
-        self.read(move |db| {
-            let mut statement = db.prepare_cached("SELECT value FROM meta WHERE name = ?1")?;
-            Ok(statement.query_row([name], |row| row.get(0)).optional()?)
+    pub async fn add_key(&self, id: &str, key: &ApiKey, what: NewKey, now: f64) -> Result<KeyRecord> {
+        let (id, hash) = (id.to_owned(), self.inner.pepper.hash(key));
+        self.write(move |db| {
+            db.execute(
+                "INSERT INTO key (id, caller, role, session, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    id,
+                    what.caller,
+                    what.role.as_str(),
+                    what.session.as_ref().map(SessionId::as_str),
+                    now,
+                    what.expires_in.map(|seconds| now + seconds as f64)
+                ],
+            )?;
+            db.execute("INSERT INTO key_hash (hash, key) VALUES (?1, ?2)", params![hash, id])?;
+            record(db, &id, now)?.ok_or_else(|| StoreError::Broken("a key that is gone".into()))
         })
         .await
     }
 
-    /// Writes a note about the tenant as a whole.
+    /// What a key stands for, if it works now. Every call asks: a key that is
+    /// revoked is so at once.
     ///
     /// # Errors
     /// The store's.
-    pub async fn note(&self, name: &'static str, value: String) -> Result<()> {
+    pub async fn known(&self, key: &ApiKey, now: f64) -> Result<Option<Known>> {
+        let hash = self.inner.pepper.hash(key);
+        let found = self
+            .read(move |db| {
+                let mut statement = db.prepare_cached(
+                    "SELECT key.*, until, hash FROM key_hash JOIN key ON key.id = key_hash.key
+                     WHERE hash = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2)
+                       AND (until IS NULL OR until > ?2)",
+                )?;
+                let mut rows = statement.query(params![hash, now])?;
+                let Some(row) = rows.next()? else { return Ok(None) };
+                // The index has compared already; what decides takes as long for
+                // every key.
+                let kept: Vec<u8> = row.get("hash")?;
+                if aws_lc_rs::constant_time::verify_slices_are_equal(&kept, &hash).is_err() {
+                    return Ok(None);
+                }
+                let late = row.get::<_, Option<f64>>("until")?.is_some();
+                let (role, session) = (role_of(row)?, session_of(row)?);
+                Ok(Some(Known { id: row.get("id")?, caller: row.get("caller")?, role, session, late }))
+            })
+            .await?;
+        if let Some(Known { id, late: true, .. }) = &found {
+            let id = id.clone();
+            self.write(move |db| {
+                db.execute("UPDATE key SET late = late + 1 WHERE id = ?1", [&id])?;
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(found)
+    }
+
+    /// All keys, oldest first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn keys(&self, now: f64) -> Result<Vec<KeyRecord>> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(&format!("{RECORD} ORDER BY created_at, id"))?;
+            let mut rows = statement.query([])?;
+            let mut all = Vec::new();
+            while let Some(row) = rows.next()? {
+                all.push(record_of(row, now)?);
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    /// One key.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn key(&self, id: &str, now: f64) -> Result<Option<KeyRecord>> {
+        let id = id.to_owned();
+        self.read(move |db| record(db, &id, now)).await
+    }
+
+    /// Replaces a key that works; the one before works for `grace` seconds more.
+    /// None if there is no such key, or it works no more.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn rotate_key(&self, id: &str, new: &ApiKey, grace: f64, now: f64) -> Result<Option<KeyRecord>> {
+        let (id, hash) = (id.to_owned(), self.inner.pepper.hash(new));
+        self.write(move |db| {
+            let works = db.execute(
+                "UPDATE key SET rotated_at = ?2, late = 0
+                 WHERE id = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2)",
+                params![id, now],
+            )?;
+            if works == 0 {
+                return Ok(None);
+            }
+            // One that was replaced before has had its time.
+            db.execute("DELETE FROM key_hash WHERE key = ?1 AND until IS NOT NULL", [&id])?;
+            db.execute("UPDATE key_hash SET until = ?2 WHERE key = ?1", params![id, now + grace])?;
+            db.execute("INSERT INTO key_hash (hash, key) VALUES (?1, ?2)", params![hash, id])?;
+            record(db, &id, now)
+        })
+        .await
+    }
+
+    /// Ends a key; false if there is no such key.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn revoke_key(&self, id: &str, now: f64) -> Result<bool> {
+        let id = id.to_owned();
         self.write_essential(move |db| {
-            db.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)", params![name, value])?;
-            Ok(())
+            db.execute("DELETE FROM key_hash WHERE key = ?1", [&id])?;
+            let ended =
+                db.execute("UPDATE key SET revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1", params![id, now])?;
+            Ok(ended > 0)
         })
         .await
     }

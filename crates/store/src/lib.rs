@@ -14,6 +14,8 @@ mod keys;
 mod live;
 mod log;
 mod migrate;
+mod notes;
+mod pepper;
 mod reserve;
 mod row;
 mod sessions;
@@ -27,12 +29,15 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 
 pub use append::{Append, Finish};
+pub use keys::Known;
+pub use pepper::pepper_of;
 pub use row::{LogItem, Mark};
 pub use sessions::{Life, StoredSession};
 pub use turns::{Accept, Acceptance, Idempotency, StoredTurn};
 
 use checkpoint::Checkpointer;
 use live::Lives;
+use pepper::Pepper;
 use reserve::Reserve;
 use writer::Writer;
 
@@ -75,6 +80,12 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::StorageFull { Self::Full } else { Self::Broken(error.to_string()) }
+    }
+}
+
 impl From<serde_json::Error> for StoreError {
     fn from(error: serde_json::Error) -> Self {
         Self::Broken(error.to_string())
@@ -101,6 +112,7 @@ struct Inner {
     writer: Writer,
     lives: Arc<Lives>,
     reserve: Arc<Reserve>,
+    pepper: Pepper,
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
 }
@@ -138,6 +150,7 @@ impl Store {
         let lives = Arc::new(Lives::load(&connection)?);
         let reserve = Arc::new(Reserve::take(path));
         let checkpointer = Checkpointer::start(path)?;
+        let pepper = Pepper::open(path)?;
         let writer = Writer::start(connection, lives.clone(), reserve.clone(), checkpointer)?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -145,6 +158,7 @@ impl Store {
                 writer,
                 lives,
                 reserve,
+                pepper,
                 readers: Mutex::default(),
                 reading: Semaphore::new(READERS),
             }),

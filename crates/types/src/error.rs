@@ -66,7 +66,8 @@ codes! {
     Unauthorized = "unauthorized", 401, Client, false;
     /// A file path that could climb out, decided on its syntax.
     InvalidPath = "invalid_path", 403, Client, false;
-    /// The file's own mode denies it.
+    /// The caller's role does not allow it, the address is not allowed, or a file's
+    /// own mode denies it.
     Forbidden = "forbidden", 403, Client, false;
     /// The path is visible in the session and not writable.
     ReadOnlyPath = "read_only_path", 403, Client, false;
@@ -88,6 +89,8 @@ codes! {
     RangeNotSatisfiable = "range_not_satisfiable", 416, Client, false;
     /// The idempotency key was used with another body or session.
     IdempotencyMismatch = "idempotency_mismatch", 422, Client, false;
+    /// The caller, or the address, has made as many calls as it may for now.
+    RateLimited = "rate_limited", 429, Client, true;
     /// As many messages wait for the session as may.
     QueueFull = "queue_full", 429, Client, true;
     /// Too many sessions are at work at once.

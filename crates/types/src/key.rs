@@ -16,19 +16,43 @@ pub struct ApiKey {
 #[error("not an API key of the form pk_<tenant>_<token>")]
 pub struct BadKey;
 
+/// Characters of a made token: 32 bytes in base 62, and the checksum.
+const BODY: usize = 43;
+const SUM: usize = 6;
+
+/// A number in base 62, most significant digit first, in so many digits.
+fn base62(bytes: &[u8], digits: usize) -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut number = bytes.to_vec();
+    let mut out = vec![b'0'; digits];
+    for place in out.iter_mut().rev() {
+        let mut rest = 0_u32;
+        for byte in &mut number {
+            rest = rest * 256 + u32::from(*byte);
+            *byte = (rest / 62) as u8;
+            rest %= 62;
+        }
+        *place = DIGITS[rest as usize];
+    }
+    out.into_iter().map(char::from).collect()
+}
+
+/// CRC-32 (IEEE 802.3) of a text, in base 62.
+fn checksum(text: &str) -> String {
+    base62(&crc32fast::hash(text.as_bytes()).to_be_bytes(), SUM)
+}
+
 impl ApiKey {
-    /// Makes a key for `tenant` from 32 random bytes.
+    /// Makes a key for `tenant` from 32 random bytes. Its last six characters are
+    /// a checksum over the others, so that a scanner of secrets can tell a key
+    /// from something that looks like one, without asking anybody.
     ///
     /// # Errors
     /// The tenant's name is not `[a-z0-9-]{1,63}`.
     pub fn new(tenant: &str, random: [u8; 32]) -> Result<Self, BadKey> {
-        use fmt::Write;
-        let mut text = format!("pk_{tenant}_");
-        for byte in random {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        text.parse()
+        let text = format!("pk_{tenant}_{}", base62(&random, BODY));
+        let sum = checksum(&text);
+        format!("{text}{sum}").parse()
     }
 
     /// The tenant that the key names.
@@ -53,6 +77,10 @@ impl FromStr for ApiKey {
             && tenant.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         let token_fits = (16..=256).contains(&token.len())
             && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        // One of a made key's length, but not with its checksum, was never made.
+        if token.len() == BODY + SUM && !text.ends_with(&checksum(&text[..text.len() - SUM])) {
+            return Err(BadKey);
+        }
         if tenant_fits && token_fits { Ok(Self { text: text.to_owned(), tenant: tenant.len() }) } else { Err(BadKey) }
     }
 }
@@ -72,7 +100,21 @@ mod tests {
         let key = ApiKey::new("acme-1", [7; 32]).unwrap();
         assert_eq!(key.tenant(), "acme-1");
         assert_eq!(key.reveal().parse::<ApiKey>(), Ok(key.clone()));
-        assert!(!format!("{key:?}").contains("0707"));
+        assert!(!format!("{key:?}").contains(&key.reveal()[12..20]));
+        assert_eq!(key.reveal().len(), "pk_acme-1_".len() + BODY + SUM);
+    }
+
+    #[test]
+    fn one_wrong_character_is_told_by_the_checksum() {
+        let key = ApiKey::new("acme", [0xa5; 32]).unwrap();
+        for at in "pk_acme_".len()..key.reveal().len() {
+            let mut text = key.reveal().to_owned().into_bytes();
+            text[at] = if text[at] == b'x' { b'y' } else { b'x' };
+            assert!(String::from_utf8(text).unwrap().parse::<ApiKey>().is_err(), "{at}");
+        }
+        assert_eq!(base62(&[0, 62], 3), "010");
+        // Keys of other lengths are of other makers.
+        assert!(format!("pk_acme_{}", "0".repeat(64)).parse::<ApiKey>().is_ok());
     }
 
     #[test]

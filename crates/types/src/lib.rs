@@ -4,6 +4,7 @@
 //!
 //! Nothing in this crate does I/O or knows an async runtime.
 
+pub mod access;
 pub mod address;
 pub mod duration;
 pub mod egress;

@@ -395,3 +395,19 @@ pub struct Health {
     /// The server's version.
     pub version: String,
 }
+
+/// Who a caller is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Me {
+    /// The name that is kept with what they do.
+    pub caller: String,
+    /// What they are; of several, each must allow what they do.
+    pub roles: Vec<crate::access::Role>,
+    /// The one session that they reach; all if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub session: Option<SessionId>,
+    /// How they have shown who they are.
+    pub scheme: String,
+}

@@ -215,6 +215,9 @@ impl Vault {
                 let session = session.map(|session| session.to_string());
                 self.scribe.page(session, after, limit).await.map(|page| Reply::Audit(Box::new(page)))
             }
+            (Role::Server, Request::Note(entry)) => {
+                Ok(if self.scribe.write(*entry).await { Reply::Done } else { Reply::Failed })
+            }
             (Role::Egress, Request::Record { source, first, entries }) => {
                 Ok(if self.scribe.write_for(source, first, entries).await { Reply::Done } else { Reply::Failed })
             }

@@ -123,6 +123,9 @@ pub enum Request {
         /// Records.
         limit: usize,
     },
+    /// The server's: an act, or a refusal, for the audit. Answered when it is on
+    /// disk.
+    Note(Box<AuditEntry>),
     /// Egress's: what a session may use, without the credentials.
     Permitted(SessionId),
     /// Egress's: the credential for a call.

@@ -4,13 +4,15 @@ mod connections;
 mod egress;
 mod files;
 mod history;
+mod keys;
 mod messages;
 mod sessions;
 mod system;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::DefaultBodyLimit;
+use axum::http::Method;
 use axum::{Router, middleware};
 use cloister_types::ErrorCode;
 use utoipa::OpenApi;
@@ -42,7 +44,27 @@ pub(crate) fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(connections::revoke_version))
         .routes(routes!(connections::test))
         .routes(routes!(egress::audit))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::get, keys::revoke))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(system::me))
         .split_for_parts()
+}
+
+/// Is this operation one of the surface's?
+pub(crate) fn serves(method: &Method, path: &str) -> bool {
+    static DESCRIBED: OnceLock<utoipa::openapi::OpenApi> = OnceLock::new();
+    let described = DESCRIBED.get_or_init(|| described().1);
+    described.paths.paths.get(path).is_some_and(|item| {
+        let operation = match method.as_str() {
+            "GET" | "HEAD" => &item.get,
+            "POST" => &item.post,
+            "PUT" => &item.put,
+            "DELETE" => &item.delete,
+            _ => &None,
+        };
+        operation.is_some()
+    })
 }
 
 /// The whole surface, ready to serve.
@@ -57,6 +79,6 @@ pub fn router(api: Arc<Api>) -> Router {
         })
         // Handlers that read a body bound it themselves.
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(api.clone(), auth::require_key))
+        .layer(middleware::from_fn_with_state(api.clone(), auth::guard))
         .with_state(api)
 }

@@ -1,9 +1,11 @@
 //! Liveness and description.
 
-use axum::Json;
 use axum::http::header;
 use axum::response::IntoResponse;
-use cloister_types::wire::Health;
+use axum::{Extension, Json};
+use cloister_types::wire::{Health, Me};
+
+use crate::auth::Principal;
 
 /// Liveness. The one path that needs no key.
 #[utoipa::path(get, path = "/health", tag = "system", security(()), responses((status = 200, body = Health)))]
@@ -15,4 +17,11 @@ pub(super) async fn health() -> Json<Health> {
 #[utoipa::path(get, path = "/openapi.json", tag = "system", responses((status = 200, description = "OpenAPI 3.1", body = Object)))]
 pub(super) async fn openapi() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], crate::openapi::document())
+}
+
+/// Who the caller is to this tenant.
+#[utoipa::path(get, path = "/v1/me", tag = "system", responses((status = 200, body = Me)))]
+pub(super) async fn me(Extension(principal): Extension<Principal>) -> Json<Me> {
+    let Principal { caller, roles, session, scheme } = principal;
+    Json(Me { caller, roles, session, scheme: scheme.into() })
 }

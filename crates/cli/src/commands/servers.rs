@@ -4,6 +4,7 @@ use std::path::Path;
 
 use cloister_server::config::Config;
 use cloister_server::{Dev, Serve};
+use cloister_types::access::NewKey;
 use serde_json::json;
 
 use crate::arguments::{DevArguments, KeyCommand, ServeArguments, ServerArguments};
@@ -42,15 +43,16 @@ pub(super) async fn serve(server: &ServerArguments, options: ServeArguments, out
 }
 
 pub(super) async fn key(server: &ServerArguments, command: KeyCommand, output: Output) -> Result<(), Failure> {
-    let KeyCommand::New { config, caller } = command;
+    let KeyCommand::New { config, caller, role, expires_in } = command;
+    let what = NewKey { caller: caller.clone(), role, expires_in, session: None };
     let config = Config::read(&config)?;
     let data = server
         .data
         .clone()
         .or(config.data)
         .ok_or_else(|| Failure::new("no data directory: set data in the configuration, or --data"))?;
-    let key = cloister_server::new_key(&data, &config.tenant, &caller).await?;
-    output.value(&json!({"key": key.reveal(), "caller": caller}), key.reveal())?;
+    let key = cloister_server::new_key(&data, &config.tenant, what).await?;
+    output.value(&json!({"key": key.reveal(), "caller": caller, "role": role}), key.reveal())?;
     output.talk("This key is shown once; the server keeps only its hash.");
     output.next("export CLOISTER_KEY=<the key>");
     Ok(())

@@ -700,3 +700,91 @@ async fn without_an_audit_no_credential_is_given_out() {
     let (said, _) = stack.bash(&id, "curl -sS https://api.example.test/x").await;
     assert!(said.contains("/x over"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_ends_with_its_credential() {
+    let upstream = Upstream::start(&NAMES).await;
+    let stack = stack(As::User, &upstream, &NAMES).await;
+    connect(&stack, "socket", bearer("api.example.test"), json!({"kind": "static", "value": CANARY})).await;
+    let id = stack.session_with(json!({"connections": ["socket"]})).await.id;
+    let script = "import asyncio,aiohttp,time\nasync def f():\n async with aiohttp.ClientSession() as s:\n  async with s.ws_connect('https://api.example.test/socket') as w:\n   await w.receive(); open('open','w').close(); t=time.time(); m=await w.receive(15); print(m.type.name, time.time()-t<10)\nasyncio.run(f())";
+    let command = format!("python3 -c \"$(printf '%b' \"{}\")\"", script.replace('\n', "\\n"));
+    let (said, ()) = tokio::join!(stack.bash(&id, &command), async {
+        cloister_testkit::until("the socket is open", || stack.workspace().join("open").exists()).await;
+        assert_eq!(stack.raw("DELETE", "/v1/connections/socket/secret", &[], b"").await.status, 204);
+    });
+    assert!(said.0.contains("CLOS") && said.0.contains("True"), "{}", said.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_beyond_the_limit_wait_and_refusals_cannot_fill_the_audit() {
+    let upstream = Upstream::start(&NAMES).await;
+    let config = upstream.config(&NAMES) + "[egress.limits]\nsession_requests_per_minute = 4\n";
+    let stack = Stack::with(Options { config: Some(config), as_user: true, ..Options::default() }).await;
+    connect(&stack, "api", bearer("api.example.test"), json!({"kind": "static", "value": CANARY})).await;
+    let session = |name| stack.session_with(json!({"connections": [name]}));
+    let (id, other) = (session("api").await.id, session("api").await.id);
+    // One call is the model's.
+    let command = "for i in 1 2 3 4 5; do curl -sS https://api.example.test/x -o said -w '%{http_code} ' -D head; done; cat said head";
+    let lines = [json!({"tool": "bash", "input": {"command": command}})];
+    let mut events = stack.client.message(&id, &cloister_testkit::script(&lines), None).await.unwrap();
+    let said = loop {
+        let event = events.next().await.unwrap().unwrap();
+        if event.kind == Some(cloister_types::event::EventKind::ToolResult) {
+            break event.data["content"].as_str().unwrap().to_owned();
+        }
+    };
+    assert!(said.starts_with("200 200 200 429 429 "), "{said}");
+    assert!(said.contains("egress_limit") && said.to_lowercase().contains("retry-after: "), "{said}");
+    assert_eq!(stack.bash(&other, "curl -sS https://api.example.test/x").await.0, "/x over HTTP/2.0");
+    // Names that nobody may know, one after another.
+    let names =
+        "import socket\nfor i in range(320):\n try: socket.getaddrinfo('n%d.test' % i, 443)\n except OSError: pass";
+    stack
+        .bash(&session("api").await.id, &format!("python3 -c \"$(printf '%b' \"{}\")\"", names.replace('\n', "\\n")))
+        .await;
+    let records: Vec<Value> = audit_all(&stack).await;
+    let refused = records.iter().filter(|record| record["stream"] == "dns").count() as u64;
+    let flags = records.iter().flat_map(|record| record["flags"].as_array().cloned().unwrap_or_default());
+    let unwritten: u64 = flags.filter_map(|flag| flag.as_str()?.strip_prefix("unwritten:")?.parse::<u64>().ok()).sum();
+    assert!((200..310).contains(&refused) && unwritten > 0, "{refused} {unwritten}");
+}
+
+async fn audit_all(stack: &Stack) -> Vec<Value> {
+    let (mut all, mut after) = (Vec::new(), 0);
+    loop {
+        let page = stack.raw("GET", &format!("/v1/egress?limit=1000&after={after}"), &[], b"").await.json();
+        all.extend(page["data"].as_array().unwrap().clone());
+        match page["next"].as_u64() {
+            Some(next) => after = next,
+            None => return all,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_dies_while_sessions_come_and_go_holds_nobody_up() {
+    let stack = Stack::start().await;
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(4);
+    let come_and_go = || async {
+        while std::time::Instant::now() < end {
+            let made = stack.post("/v1/sessions", &json!({})).await;
+            if let Some(id) = made.json()["id"].as_str() {
+                stack.raw("DELETE", &format!("/v1/sessions/{id}"), &[], b"").await;
+            }
+        }
+    };
+    let killing = async {
+        while std::time::Instant::now() < end {
+            if let Some(vault) = stack.processes().vault() {
+                cloister_testkit::kill(vault);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        }
+    };
+    let all =
+        async { tokio::join!(killing, come_and_go(), come_and_go(), come_and_go(), come_and_go(), come_and_go()) };
+    tokio::time::timeout(std::time::Duration::from_secs(30), all).await.expect("nobody waits for ever");
+    let session = stack.session().await;
+    assert_eq!(stack.bash(&session, "echo on").await.0, "on\n");
+}

@@ -20,6 +20,7 @@ mod history;
 mod hostile;
 mod idempotency;
 mod images;
+mod keys;
 mod leftovers;
 mod lifecycle;
 mod limits;

@@ -543,7 +543,7 @@ def posix_shared():
     m = shared_memory.SharedMemory(create=True, size=4096)
     m.close(), m.unlink()
 probe("control POSIX shared memory", posix_shared)
-for name, arguments in {"eventfd": (290, 0, 0), "timerfd": (283, 1, 0), "epoll": (291, 0), "getrandom": (318, page, 16, 0), "memfd": (319, s("x"), 0), "name": (157, 15, s("p2"), 0, 0, 0), "landlock": (444, 0, 0, 1), "mlock": (149, ctypes.addressof(page), 64), "nice": (141, 0, 0, 5)}.items():
+for name, arguments in {"eventfd": (290, 0, 0), "timerfd": (283, 1, 0), "epoll": (291, 0), "getrandom": (318, page, 16, 0), "memfd": (319, s("x"), 0), "name": (157, 15, s("p2"), 0, 0, 0), "landlock": (444, 0, 0, 1), "mlock": (149, ctypes.addressof(page), 64), "nice": (141, 0, 0, 15)}.items():
     probe("control call " + name, lambda a=arguments: call(*a))
 
 # What is shared with the whole machine, or leads to rare code of the kernel's

@@ -151,6 +151,10 @@ pub struct VaultTable {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
+    /// API calls of one caller in a minute; 0 is no limit.
+    pub caller_requests_per_minute: u64,
+    /// API calls of all callers in a minute; 0 is no limit.
+    pub requests_per_minute: u64,
     /// Sandboxes alive at once; idle ones make room.
     pub live_sessions: usize,
     /// Model calls of a turn.
@@ -175,6 +179,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            caller_requests_per_minute: 0,
+            requests_per_minute: 0,
             live_sessions: 64,
             steps: 200,
             tokens: 20_000_000,

@@ -1,0 +1,155 @@
+//! API keys. Each is shown once, when it is made.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use cloister_session::SessionError;
+use cloister_types::ErrorCode;
+use cloister_types::access::{KeyList, KeyRecord, MadeKey, NewKey, Role, Rotation};
+use cloister_types::egress::{AuditEntry, Decision};
+use cloister_types::key::ApiKey;
+use cloister_types::wire::ErrorBody;
+use cloister_vault::wire::{Reply, Request};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::connections::ask;
+use crate::Api;
+use crate::auth::{Principal, unix_now};
+use crate::body::json;
+use crate::error::{Answer, ApiError};
+
+/// Thirty days.
+const LONGEST_GRACE: f64 = 2_592_000.0;
+
+fn absent() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "no such key")
+}
+
+fn parse<T: DeserializeOwned>(body: Value) -> Answer<T> {
+    let body = if body.is_null() { Value::Object(serde_json::Map::new()) } else { body };
+    serde_path_to_error::deserialize(body).map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+/// Writes an act down before it is done.
+async fn act(api: &Api, rule: &str, id: &str, caller: &str) -> Answer<()> {
+    let entry = AuditEntry {
+        stream: "access".into(),
+        decision: Some(Decision::Vault),
+        rule: rule.into(),
+        caller: Some(caller.to_owned()),
+        flags: vec![format!("key:{id}")],
+        ..AuditEntry::default()
+    };
+    match ask(api, &Request::Note(Box::new(entry))).await? {
+        Reply::Done => Ok(()),
+        _ => Err(ApiError::new(ErrorCode::Unavailable, "the audit cannot be written, so nothing is changed")),
+    }
+}
+
+/// A new key in clear, and an id.
+fn make(api: &Api) -> Answer<(String, ApiKey)> {
+    let mut random = [0; 42];
+    let failed = |_| ApiError::new(ErrorCode::Internal, "there is no randomness");
+    getrandom::fill(&mut random).map_err(failed)?;
+    let (body, id) = random.split_at(32);
+    let body = <[u8; 32]>::try_from(body).unwrap_or_default();
+    let key = ApiKey::new(&api.tenant, body).map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
+    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((format!("key_{id}"), key))
+}
+
+/// A caller makes no key that may more than the caller.
+fn may_make(principal: &Principal, role: Role) -> Answer<()> {
+    if role == Role::Admin && !principal.roles.iter().all(|own| *own == Role::Admin) {
+        return Err(ApiError::new(ErrorCode::Forbidden, "an admin's key is made, rotated and ended by an admin"));
+    }
+    Ok(())
+}
+
+async fn find(api: &Api, id: &str) -> Answer<KeyRecord> {
+    let found = api.sessions.store().key(id, unix_now()).await.map_err(SessionError::from)?;
+    found.ok_or_else(absent)
+}
+
+/// Make a key. The answer is the only place where it is ever shown.
+#[utoipa::path(
+    post, path = "/v1/keys", tag = "keys", request_body = NewKey,
+    responses((status = 201, body = MadeKey), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody))
+)]
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    Extension(principal): Extension<Principal>,
+    body: Body,
+) -> Answer<(StatusCode, Json<MadeKey>)> {
+    let new: NewKey = parse(json(body).await?)?;
+    new.check().map_err(ApiError::invalid)?;
+    may_make(&principal, new.role)?;
+    let (id, key) = make(&api)?;
+    act(&api, "key_made", &id, &principal.caller).await?;
+    let record = api.sessions.store().add_key(&id, &key, new, unix_now()).await.map_err(SessionError::from)?;
+    Ok((StatusCode::CREATED, Json(MadeKey { key: key.reveal().to_owned(), record })))
+}
+
+/// List keys, ended ones included.
+#[utoipa::path(get, path = "/v1/keys", tag = "keys", responses((status = 200, body = KeyList)))]
+pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<Json<KeyList>> {
+    let data = api.sessions.store().keys(unix_now()).await.map_err(SessionError::from)?;
+    Ok(Json(KeyList { data }))
+}
+
+/// Read what is known of a key.
+#[utoipa::path(
+    get, path = "/v1/keys/{id}", tag = "keys", params(("id" = String, Path)),
+    responses((status = 200, body = KeyRecord), (status = 404, body = ErrorBody))
+)]
+pub(super) async fn get(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Answer<Json<KeyRecord>> {
+    Ok(Json(find(&api, &id).await?))
+}
+
+/// Replace a key. The one before works for `grace` seconds more; who still calls
+/// with it is counted.
+#[utoipa::path(
+    post, path = "/v1/keys/{id}/rotate", tag = "keys", params(("id" = String, Path)), request_body = Rotation,
+    responses((status = 200, body = MadeKey), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody))
+)]
+pub(super) async fn rotate(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    Extension(principal): Extension<Principal>,
+    body: Body,
+) -> Answer<Json<MadeKey>> {
+    let Rotation { grace } = parse(json(body).await?)?;
+    if !(0.0..=LONGEST_GRACE).contains(&grace) {
+        return Err(ApiError::invalid("grace is 0 to 2592000 seconds"));
+    }
+    may_make(&principal, find(&api, &id).await?.role)?;
+    let (_, key) = make(&api)?;
+    act(&api, "key_rotated", &id, &principal.caller).await?;
+    let rotated = api.sessions.store().rotate_key(&id, &key, grace, unix_now()).await.map_err(SessionError::from)?;
+    let ended = || ApiError::new(ErrorCode::Conflict, "the key has ended; make a new one");
+    Ok(Json(MadeKey { key: key.reveal().to_owned(), record: rotated.ok_or_else(ended)? }))
+}
+
+/// End a key, and with it those that it replaced.
+#[utoipa::path(
+    delete, path = "/v1/keys/{id}", tag = "keys", params(("id" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorBody))
+)]
+pub(super) async fn revoke(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    Extension(principal): Extension<Principal>,
+) -> Answer<StatusCode> {
+    may_make(&principal, find(&api, &id).await?.role)?;
+    // What ends a key is done even if it cannot be written down.
+    let written = act(&api, "key_revoked", &id, &principal.caller).await;
+    let ended = api.sessions.store().revoke_key(&id, unix_now()).await.map_err(SessionError::from)?;
+    if let Err(error) = written {
+        tracing::error!(?error, id, "a key was ended without a record");
+    }
+    if ended { Ok(StatusCode::NO_CONTENT) } else { Err(absent()) }
+}
