@@ -353,7 +353,14 @@ impl Drop for Stack {
         if self.child.is_some() {
             self.signal(Signal::TERM);
             if let Some(child) = &mut self.child {
-                let _ = child.wait();
+                // One that hangs must not keep the test from saying why it failed.
+                let end = Instant::now() + Duration::from_secs(20);
+                while matches!(child.try_wait(), Ok(None)) {
+                    if Instant::now() >= end {
+                        let _ = child.kill();
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
             }
         }
         // What was to outlive the server does not outlive the test.
