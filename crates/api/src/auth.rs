@@ -17,12 +17,26 @@ use crate::Api;
 use crate::access::{Needs, needs};
 use crate::body::drain;
 use crate::error::{Answer, ApiError};
+use crate::require::Scheme;
 
 /// Where a request comes from, as the listener knows it.
 #[derive(Debug, Clone)]
 pub struct Origin {
     /// The client's address; none where the connection has none.
     pub address: Option<IpAddr>,
+    /// Is it one that may call at all?
+    pub allowed: bool,
+    /// Whose certificate came with the connection.
+    pub certified: Option<Certified>,
+}
+
+/// Whom a client certificate stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// The name that is kept with what they do.
+    pub caller: String,
+    /// What they may.
+    pub role: Role,
 }
 
 /// Who a request is from.
@@ -35,7 +49,7 @@ pub(crate) struct Principal {
     /// The one session that they reach.
     pub(crate) session: Option<SessionId>,
     /// How they have shown who they are.
-    pub(crate) scheme: &'static str,
+    pub(crate) scheme: String,
 }
 
 impl Principal {
@@ -67,7 +81,7 @@ struct Asked {
     /// The path as it was sent.
     text: String,
     authorization: Vec<HeaderValue>,
-    origin: Option<IpAddr>,
+    origin: Option<Origin>,
 }
 
 impl Asked {
@@ -77,22 +91,27 @@ impl Asked {
             path: request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()),
             text: request.uri().path().to_owned(),
             authorization: request.headers().get_all(header::AUTHORIZATION).iter().cloned().collect(),
-            origin: request.extensions().get::<Origin>().and_then(|origin| origin.address),
+            origin: request.extensions().get::<Origin>().cloned(),
         }
     }
 }
 
 /// Who calls, if the operation wants to know; an error if they may not.
 async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
+    let address = asked.origin.as_ref().and_then(|origin| origin.address);
+    if asked.origin.as_ref().is_some_and(|origin| !origin.allowed) {
+        api.failures.note(api, address, "address_not_allowed").await;
+        return Err(ApiError::new(ErrorCode::Forbidden, "this address may not call"));
+    }
     let path = asked.path.as_deref();
     let needed = path.and_then(|path| needs(&asked.method, path));
     if needed == Some(Needs::Nothing) {
         return Ok(None);
     }
-    let principal = match authenticate(api, &asked.authorization).await {
+    let principal = match authenticate(api, asked).await {
         Ok(principal) => principal,
         Err(error) => {
-            api.failures.note(api, asked.origin).await;
+            api.failures.note(api, address, "unauthorized").await;
             return Err(error);
         }
     };
@@ -140,20 +159,53 @@ pub(crate) fn unix_now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-async fn authenticate(api: &Api, presented: &[HeaderValue]) -> Answer<Principal> {
-    let unauthorized = || ApiError::new(ErrorCode::Unauthorized, "a valid API key is required");
-    // Two are one too many: who would say which counts?
-    let [value] = presented else { return Err(unauthorized()) };
-    let value = value.to_str().map_err(|_| unauthorized())?;
-    let (scheme, token) = value.split_once(' ').ok_or_else(unauthorized)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(unauthorized());
+/// Who calls, by the first list of schemes of which all have something to say.
+async fn authenticate(api: &Api, asked: &Asked) -> Answer<Principal> {
+    let unauthorized = || ApiError::new(ErrorCode::Unauthorized, api.require.words());
+    let wanted = |scheme: Scheme| api.require.0.iter().any(|all| all.contains(&scheme));
+    let certified = asked.origin.as_ref().and_then(|origin| origin.certified.clone());
+    let certified = certified.filter(|_| wanted(Scheme::Mtls)).map(|Certified { caller, role }| Principal {
+        caller,
+        roles: vec![role],
+        session: None,
+        scheme: "mtls".into(),
+    });
+    let bearer = if wanted(Scheme::Bearer) { bearer(api, &asked.authorization).await? } else { None };
+    for all in &api.require.0 {
+        let shown = all.iter().map(|scheme| match scheme {
+            Scheme::Bearer => bearer.clone(),
+            Scheme::Mtls => certified.clone(),
+        });
+        let Some(shown) = shown.collect::<Option<Vec<_>>>() else { continue };
+        // What one of them does not allow, none does; the first names the caller.
+        let together = shown.into_iter().reduce(|one, other| Principal {
+            roles: one.roles.into_iter().chain(other.roles).collect(),
+            session: one.session.or(other.session),
+            scheme: format!("{}+{}", one.scheme, other.scheme),
+            caller: one.caller,
+        });
+        return together.ok_or_else(unauthorized);
     }
-    let key: ApiKey = token.trim().parse().map_err(|_| unauthorized())?;
+    Err(unauthorized())
+}
+
+/// Whose API key came along; none if it is no valid one.
+async fn bearer(api: &Api, presented: &[HeaderValue]) -> Answer<Option<Principal>> {
+    // Two are one too many: who would say which counts?
+    let [value] = presented else { return Ok(None) };
+    let Some((scheme, token)) = value.to_str().ok().and_then(|value| value.split_once(' ')) else { return Ok(None) };
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Ok(None);
+    }
+    let Ok(key) = token.trim().parse::<ApiKey>() else { return Ok(None) };
     if key.tenant() != api.tenant {
-        return Err(unauthorized());
+        return Ok(None);
     }
     let known = api.sessions.store().known(&key, unix_now()).await.map_err(cloister_session::SessionError::from)?;
-    let known = known.ok_or_else(unauthorized)?;
-    Ok(Principal { caller: known.caller, roles: vec![known.role], session: known.session, scheme: "bearer" })
+    Ok(known.map(|known| Principal {
+        caller: known.caller,
+        roles: vec![known.role],
+        session: known.session,
+        scheme: "bearer".into(),
+    }))
 }

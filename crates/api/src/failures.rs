@@ -36,7 +36,7 @@ struct Count {
 
 impl Failures {
     /// One more failure: written down, and held back.
-    pub(crate) async fn note(&self, api: &Api, address: Option<IpAddr>) {
+    pub(crate) async fn note(&self, api: &Api, address: Option<IpAddr>, rule: &str) {
         let (unwritten, before) = self.count(address);
         if before > PASS {
             tokio::time::sleep((STEP * (before - PASS)).min(LONGEST)).await;
@@ -45,7 +45,7 @@ impl Failures {
         let entry = AuditEntry {
             stream: "access".into(),
             decision: Some(Decision::Denied),
-            rule: "unauthorized".into(),
+            rule: rule.into(),
             address: address.map(|address| address.to_string()),
             flags: if unwritten > 0 { vec![format!("unwritten:{unwritten}")] } else { Vec::new() },
             ..AuditEntry::default()

@@ -10,6 +10,7 @@ mod failures;
 mod openapi;
 mod quotas;
 mod range;
+mod require;
 mod routes;
 mod sse;
 
@@ -21,10 +22,11 @@ use cloister_types::SessionId;
 use cloister_vault::SealingKey;
 use cloister_vault::client::Client;
 
-pub use auth::Origin;
+pub use auth::{Certified, Origin};
 pub use failures::Failures;
 pub use openapi::document;
 pub use quotas::{Quotas, Rates};
+pub use require::{Require, Scheme};
 pub use routes::router;
 
 /// What handlers share.
@@ -41,6 +43,8 @@ pub struct Api {
     pub vault: Client,
     /// What closes secrets for the vault; nothing here opens them again.
     pub sealing: SealingKey,
+    /// How callers show who they are.
+    pub require: Require,
     /// Callers that failed to show who they are.
     pub failures: Failures,
     /// How often callers may call.

@@ -10,6 +10,8 @@ use tokio::net::TcpListener;
 
 use crate::config::{Config, ModelTable};
 use crate::files::{take, write_private};
+use crate::gate::Gate;
+use crate::listen::Front;
 use crate::tenant::{Tenant, stop_signal};
 use crate::{ServerError, keys, listen};
 
@@ -45,7 +47,7 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
         Some(path) => Config::read(path)?,
         None => Config::default(),
     };
-    let address = options.listen.unwrap_or(config.listen);
+    let address = options.listen.unwrap_or(config.listen.address);
     if !address.ip().is_loopback() {
         return Err(ServerError::Config(format!(
             "dev listens on loopback alone, not on {address}; use cloister serve"
@@ -69,7 +71,8 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
             tracing::error!(%error, "{CLIENT_FILE} cannot be written");
         }
         announce(&url, key.reveal());
-        listen::serve(listener, None, tenant.router.clone(), async {
+        let front = Front { gate: Gate::new(config.listen.clone(), &config.auth), tls: None };
+        listen::serve(listener, front, tenant.router.clone(), async {
             stop.await;
             // While connections still stand, so that streams see their end.
             tenant.shut_down().await;

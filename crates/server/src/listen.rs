@@ -1,20 +1,27 @@
 //! Accepting connections, and draining them at the end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use cloister_api::Origin;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::server::TlsStream;
 
-use crate::tls;
+use crate::gate::Gate;
+use crate::proxy::SIGNATURE;
+use crate::tls::{self, Tls};
 
 /// How long a handshake may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -30,20 +37,75 @@ const BUFFER: usize = 16 << 10;
 /// How long open requests may take to finish once the server ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Serves until `stop` resolves, then lets open requests finish.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+/// What stands before the API.
+pub(crate) struct Front {
+    pub(crate) gate: Gate,
+    pub(crate) tls: Option<Tls>,
+}
+
+enum Greeted {
+    Plain(TcpStream),
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+impl Front {
+    async fn greet(&self, mut socket: TcpStream, peer: SocketAddr) -> Option<(Greeted, Origin)> {
+        let begins = self.gate.looks() && begins_with_header(&socket).await;
+        let mut origin = self.gate.greet(&mut socket, Some(peer.ip()), begins).await.ok()?;
+        let Some(tls) = &self.tls else { return Some((Greeted::Plain(socket), origin)) };
+        // Plain text and old versions end here, without an answer.
+        let stream = tls.acceptor().accept(socket).await.ok()?;
+        origin.certified = self.gate.certified(stream.get_ref().1.peer_certificates());
+        Some((Greeted::Secure(Box::new(stream)), origin))
+    }
+}
+
+/// Does the connection begin with a PROXY header? Nothing is taken from it.
+async fn begins_with_header(socket: &TcpStream) -> bool {
+    let mut first = [0; SIGNATURE.len()];
+    loop {
+        match socket.peek(&mut first).await {
+            Ok(0) | Err(_) => return false,
+            Ok(count) if first[..count] != SIGNATURE[..count] => return false,
+            Ok(count) if count == SIGNATURE.len() => return true,
+            // More is on its way; the caller's patience ends this.
+            Ok(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    }
+}
+
+/// The router, with what is known of a connection on each of its requests.
+#[derive(Clone)]
+struct Known {
     router: Router,
-    stop: impl Future<Output = ()>,
-) {
+    origin: Origin,
+}
+
+impl tower_service::Service<Request<Incoming>> for Known {
+    type Response = <Router as tower_service::Service<Request<Incoming>>>::Response;
+    type Error = <Router as tower_service::Service<Request<Incoming>>>::Error;
+    type Future = <Router as tower_service::Service<Request<Incoming>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        tower_service::Service::<Request<Incoming>>::poll_ready(&mut self.router, context)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.origin.clone());
+        tower_service::Service::call(&mut self.router, request)
+    }
+}
+
+/// Serves until `stop` resolves, then lets open requests finish.
+pub(crate) async fn serve(listener: TcpListener, front: Front, router: Router, stop: impl Future<Output = ()>) {
     let protocols = Protocols::new();
     let graceful = GracefulShutdown::new();
+    let front = Arc::new(front);
     tokio::pin!(stop);
     loop {
-        let socket = tokio::select! {
+        let (socket, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => socket,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: wait for some to close.
                     tracing::warn!(%error, "accept");
@@ -55,17 +117,20 @@ pub(crate) async fn serve(
         };
         let _ = socket.set_nodelay(true);
         let (protocols, router, watcher) = (protocols.clone(), router.clone(), graceful.watcher());
-        match tls.clone() {
-            None => drop(tokio::spawn(protocols.http1(router, watcher, socket))),
-            Some(acceptor) => drop(tokio::spawn(async move {
-                // Plain text and old versions end here, without an answer.
-                let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(socket)).await else { return };
-                match stream.get_ref().1.alpn_protocol() {
+        let front = front.clone();
+        tokio::spawn(async move {
+            // Whoever takes too long, or is nobody, is not answered.
+            let greeted = tokio::time::timeout(PATIENCE, front.greet(socket, peer)).await;
+            let Ok(Some((stream, origin))) = greeted else { return };
+            let router = Known { router, origin };
+            match stream {
+                Greeted::Plain(stream) => protocols.http1(router, watcher, stream).await,
+                Greeted::Secure(stream) => match stream.get_ref().1.alpn_protocol() {
                     Some(tls::HTTP2) => protocols.http2(router, watcher, stream).await,
                     _ => protocols.http1(router, watcher, stream).await,
-                }
-            })),
-        }
+                },
+            }
+        });
     }
     drop(listener);
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
@@ -93,12 +158,12 @@ impl Protocols {
 
     // What a client does to its own connection concerns it alone.
 
-    async fn http1(self, router: Router, watcher: Watcher, stream: impl Stream) {
+    async fn http1(self, router: Known, watcher: Watcher, stream: impl Stream) {
         let connection = self.http1.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
         let _ = watcher.watch(connection).await;
     }
 
-    async fn http2(self, router: Router, watcher: Watcher, stream: impl Stream) {
+    async fn http2(self, router: Known, watcher: Watcher, stream: impl Stream) {
         // A client that agrees on it and then says nothing is not hyper's
         // business; it is ours.
         let asked = Arc::new(AtomicBool::new(false));

@@ -7,8 +7,11 @@ use tokio::net::TcpListener;
 
 use crate::config::Config;
 use crate::files::{take, write_private};
+use crate::gate::Gate;
+use crate::listen::Front;
 use crate::tenant::{Tenant, stop_signal};
-use crate::{ServerError, listen, tls};
+use crate::tls::Tls;
+use crate::{ServerError, listen};
 
 /// What `serve` is told.
 #[derive(Debug, Clone)]
@@ -35,7 +38,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let stop = stop_signal()?;
     tokio::pin!(stop);
     let config = Config::read(&options.config)?;
-    let address = options.listen.unwrap_or(config.listen);
+    let address = options.listen.unwrap_or(config.listen.address);
     let data = options.data.or_else(|| config.data.clone());
     let data =
         data.ok_or_else(|| ServerError::Config("no data directory: set data in the configuration, or --data".into()))?;
@@ -47,16 +50,16 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
             scripted[0]
         )));
     }
-    let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
-    if acceptor.is_none() && !address.ip().is_loopback() {
+    let tls = Tls::open(&config.listen, &config.auth.require)?;
+    if tls.is_none() && !address.ip().is_loopback() {
         return Err(ServerError::Config(format!(
-            "plain HTTP is for loopback alone; {address} needs a [tls] table with certificate and key"
+            "plain HTTP is for loopback alone; {address} needs listen.tls_cert and listen.tls_key"
         )));
     }
     let lock = take(&data)?;
     let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
     let tenant = Tenant::open(&config, &data, &scripted).await?;
-    let scheme = if acceptor.is_some() { "https" } else { "http" };
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
     if let Some(path) = &options.ready_file {
         let ready = serde_json::json!({ "url": url }).to_string();
@@ -64,7 +67,8 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     }
     announce(&url);
     // Turns go on without us: whoever serves next takes them over.
-    listen::serve(listener, acceptor, tenant.router.clone(), stop).await;
+    let gate = Gate::new(config.listen.clone(), &config.auth);
+    listen::serve(listener, Front { gate, tls }, tenant.router.clone(), stop).await;
     tenant.let_go();
     // Held until this process has ended, and with it whatever still runs in it.
     std::mem::forget(lock);

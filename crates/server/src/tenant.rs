@@ -94,6 +94,7 @@ impl Tenant {
             upload_limit: config.limits.upload_bytes,
             vault: egress.vault.clone(),
             sealing,
+            require: config.auth.require.clone(),
             failures: cloister_api::Failures::default(),
             quotas: cloister_api::Quotas::new(cloister_api::Rates {
                 caller: config.limits.caller_requests_per_minute,

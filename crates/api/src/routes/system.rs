@@ -23,5 +23,5 @@ pub(super) async fn openapi() -> impl IntoResponse {
 #[utoipa::path(get, path = "/v1/me", tag = "system", responses((status = 200, body = Me)))]
 pub(super) async fn me(Extension(principal): Extension<Principal>) -> Json<Me> {
     let Principal { caller, roles, session, scheme } = principal;
-    Json(Me { caller, roles, session, scheme: scheme.into() })
+    Json(Me { caller, roles, session, scheme })
 }

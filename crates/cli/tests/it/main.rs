@@ -15,6 +15,7 @@ mod differ;
 mod disk;
 mod egress;
 mod files;
+mod front;
 mod full;
 mod history;
 mod hostile;

@@ -35,7 +35,7 @@ async fn serve() -> Served {
     std::fs::write(folder.path().join("cert.pem"), certified.cert.pem()).unwrap();
     std::fs::write(folder.path().join("key.pem"), certified.signing_key.serialize_pem()).unwrap();
     let config = format!(
-        "tenant = 'acme'\ndata = 'data'\nlisten = '127.0.0.1:0'\n[tls]\ncertificate = 'cert.pem'\nkey = 'key.pem'\n{}",
+        "tenant = 'acme'\ndata = 'data'\n[listen]\naddress = '127.0.0.1:0'\ntls_cert = 'cert.pem'\ntls_key = 'key.pem'\n{}",
         model()
     );
     let file = folder.path().join("config.toml");
@@ -119,7 +119,7 @@ async fn serve_refuses_what_is_unsafe() {
         ("listen = '127.0.0.1:0'\ndata = 'd'\n".to_owned(), "no model is configured"),
         (format!("data = 'd'\n{}", model().replace("'m'", "'scripted'")), "--allow-scripted"),
         (format!("datta = 'd'\n{}", model()), "datta"),
-        (format!("data = 'd'\n[tls]\ncertificate = 'none.pem'\nkey = 'none.pem'\n{}", model()), "none.pem"),
+        (format!("data = 'd'\n[listen]\ntls_cert = 'none.pem'\ntls_key = 'none.pem'\n{}", model()), "none.pem"),
     ] {
         let file = folder.path().join("config.toml");
         std::fs::write(&file, config).unwrap();

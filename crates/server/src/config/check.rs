@@ -17,6 +17,7 @@ impl Config {
         if !plain(&self.tenant, 63, b"-") {
             return Err(format!("tenant {:?} must be 1 to 63 of a-z, 0-9 and -", self.tenant));
         }
+        self.listen.check(&self.auth)?;
         let mut names = BTreeMap::new();
         for model in &self.models {
             if !plain(&model.name.to_ascii_lowercase(), 64, b"._-") || model.name.starts_with('.') {

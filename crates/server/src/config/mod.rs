@@ -2,6 +2,7 @@
 //! ever paths of files. Parsed and checked before anything is opened.
 
 mod check;
+mod listen;
 mod parts;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use cloister_types::model::{Price, Wire};
 use cloister_vault::{Kms, Recipient};
 use serde::{Deserialize, Serialize};
 
+pub use listen::{Auth, Listen, MtlsRule, ProxyProtocol};
+
 use crate::ServerError;
 
 /// The whole file.
@@ -29,15 +32,14 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     /// Where the API listens.
-    pub listen: SocketAddr,
+    pub listen: Listen,
+    /// How callers show who they are.
+    pub auth: Auth,
     /// The data directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
     /// Tell agents to use `.memory/`.
     pub memory_hint: bool,
-    /// Certificate and key, for anything but loopback.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<Tls>,
     /// For sessions that do not say.
     pub session_defaults: SessionDefaults,
     /// Ceilings.
@@ -56,16 +58,6 @@ pub struct Config {
     /// The catalogue.
     #[serde(rename = "model", skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelTable>,
-}
-
-/// `[tls]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// PEM, the server's certificate first.
-    pub certificate: PathBuf,
-    /// PEM.
-    pub key: PathBuf,
 }
 
 /// `[image]`.
@@ -236,10 +228,10 @@ impl Default for Config {
         Self {
             tenant: "dev".into(),
             region: None,
-            listen: SocketAddr::from(([127, 0, 0, 1], 8420)),
+            listen: Listen::default(),
+            auth: Auth::default(),
             data: None,
             memory_hint: true,
-            tls: None,
             session_defaults: SessionDefaults::default(),
             limits: Limits::default(),
             sandbox: SandboxLimits::default(),
@@ -270,8 +262,7 @@ impl Config {
         let paths = paths.chain(kms.as_mut().map(Kms::file));
         let paths = paths.chain(config.egress.extra_ca.as_mut());
         let paths = paths.chain(key_file.as_mut()).chain(previous_key_file.as_mut()).chain(guard_file.as_mut());
-        let tls = config.tls.as_mut().map(|tls| [&mut tls.certificate, &mut tls.key]).into_iter().flatten();
-        for path in paths.chain(tls) {
+        for path in paths.chain(config.listen.paths()) {
             *path = folder.join(&*path);
         }
         config.check().map_err(|error| bad(&error))?;

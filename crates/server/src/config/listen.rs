@@ -1,0 +1,235 @@
+//! `[listen]` and `[auth]`: how callers come in, and how they show who they are.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use cloister_api::{Require, Scheme};
+use cloister_types::access::Role;
+use ipnet::IpNet;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// `[listen]`; an address alone is one as well.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Listen {
+    /// Where the API listens.
+    pub address: SocketAddr,
+    /// PEM file, the server's certificate first. Without one, plain HTTP, which is
+    /// for loopback alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file of authorities whose client certificates are taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PathBuf>,
+    /// PEM file of their lists of revoked certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_crl: Option<PathBuf>,
+    /// Networks that may call; all if none is named.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<IpNet>,
+    /// Do balancers in front say who calls (PROXY protocol, version 2)?
+    pub proxy_protocol: ProxyProtocol,
+    /// Networks of those balancers; nobody else is believed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Endpoints of a cloud's private link that may call, by its own ids: `vpce-...`,
+    /// or the number of Azure or Google. Nobody else may then.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endpoint_ids: Vec<String>,
+}
+
+/// Is a header expected before anything else?
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// No.
+    #[default]
+    Off,
+    /// From trusted proxies that send one.
+    Optional,
+    /// Always, and from trusted proxies alone.
+    Required,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 8420)),
+            tls_cert: None,
+            tls_key: None,
+            client_ca: None,
+            client_crl: None,
+            allow: Vec::new(),
+            proxy_protocol: ProxyProtocol::Off,
+            trusted_proxies: Vec::new(),
+            endpoint_ids: Vec::new(),
+        }
+    }
+}
+
+/// The table's form.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Table {
+    address: SocketAddr,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+    client_crl: Option<PathBuf>,
+    allow: Vec<Network>,
+    proxy_protocol: ProxyProtocol,
+    trusted_proxies: Vec<Network>,
+    endpoint_ids: Vec<String>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        let Listen { address, .. } = Listen::default();
+        Self {
+            address,
+            tls_cert: None,
+            tls_key: None,
+            client_ca: None,
+            client_crl: None,
+            allow: Vec::new(),
+            proxy_protocol: ProxyProtocol::Off,
+            trusted_proxies: Vec::new(),
+            endpoint_ids: Vec::new(),
+        }
+    }
+}
+
+/// A network; an address alone is one of one address.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Network(IpNet);
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+        parsed.map(Self).map_err(|_| format!("{text:?} is not a network such as 10.0.0.0/8 or 2001:db8::/32"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Listen;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an address such as 0.0.0.0:8443, or a table")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Listen, E> {
+                let address = text.parse().map_err(|_| E::custom(format!("{text:?} is not ip:port")))?;
+                Ok(Listen { address, ..Listen::default() })
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Listen, M::Error> {
+                let table = Table::deserialize(MapAccessDeserializer::new(map))?;
+                let networks = |all: Vec<Network>| all.into_iter().map(|network| network.0.trunc()).collect();
+                Ok(Listen {
+                    address: table.address,
+                    tls_cert: table.tls_cert,
+                    tls_key: table.tls_key,
+                    client_ca: table.client_ca,
+                    client_crl: table.client_crl,
+                    allow: networks(table.allow),
+                    proxy_protocol: table.proxy_protocol,
+                    trusted_proxies: networks(table.trusted_proxies),
+                    endpoint_ids: table.endpoint_ids,
+                })
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Listen {
+    /// Its files.
+    pub(super) fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let Self { tls_cert, tls_key, client_ca, client_crl, .. } = self;
+        [tls_cert, tls_key, client_ca, client_crl].into_iter().flatten()
+    }
+
+    /// Says what is wrong first.
+    pub(super) fn check(&self, auth: &Auth) -> Result<(), String> {
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return Err("listen.tls_cert and listen.tls_key go together".into());
+        }
+        if self.tls_cert.is_none() && (self.client_ca.is_some() || self.client_crl.is_some()) {
+            return Err("client certificates need TLS: set listen.tls_cert and listen.tls_key".into());
+        }
+        if self.client_crl.is_some() && self.client_ca.is_none() {
+            return Err("listen.client_crl is of the authorities in listen.client_ca".into());
+        }
+        if self.proxy_protocol == ProxyProtocol::Off && !self.endpoint_ids.is_empty() {
+            return Err("listen.endpoint_ids come with listen.proxy_protocol = \"required\"".into());
+        }
+        if self.proxy_protocol == ProxyProtocol::Optional && !self.endpoint_ids.is_empty() {
+            return Err("with listen.endpoint_ids, listen.proxy_protocol must be \"required\"".into());
+        }
+        if self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_empty() {
+            return Err("listen.proxy_protocol needs listen.trusted_proxies: whom to believe".into());
+        }
+        if auth.require.0.iter().any(|all| all.contains(&Scheme::Mtls)) && self.client_ca.is_none() {
+            return Err("auth.require has mtls, and listen.client_ca names no authority".into());
+        }
+        auth.check()
+    }
+}
+
+/// `[auth]`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// Any of these, each all of: `bearer`, `mtls`.
+    pub require: Require,
+    /// Whose a client certificate is; the first that fits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mtls: Vec<MtlsRule>,
+}
+
+/// `[[auth.mtls]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MtlsRule {
+    /// A name in the certificate: of its alternative names (DNS, e-mail, URI), or,
+    /// if it has none, its common name. `*` stands for one label of a DNS name,
+    /// or for the rest of a URI.
+    pub san: String,
+    /// What the caller may.
+    pub role: Role,
+    /// Who the caller is; the name itself if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+    /// SHA-256 of the certificate's public key (SPKI), hexadecimal: no other key
+    /// will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spki: Option<String>,
+}
+
+impl Auth {
+    fn check(&self) -> Result<(), String> {
+        self.require.check()?;
+        for rule in &self.mtls {
+            if rule.san.is_empty() || rule.san == "*" {
+                return Err("auth.mtls: san names somebody".into());
+            }
+            let digits = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if rule.spki.as_ref().is_some_and(|spki| !digits(spki)) {
+                return Err("auth.mtls: spki is 64 hexadecimal digits".into());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! What is known of a connection before anything is asked on it: where it comes
+//! from, whether it may, and whose certificate it showed.
+
+use std::net::IpAddr;
+
+use cloister_api::{Certified, Origin};
+use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
+use tokio::io::AsyncRead;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::config::{Auth, Listen, MtlsRule, ProxyProtocol};
+use crate::proxy::{self, NoHeader};
+
+/// How callers come in.
+pub(crate) struct Gate {
+    listen: Listen,
+    rules: Vec<MtlsRule>,
+}
+
+impl Gate {
+    pub(crate) fn new(listen: Listen, auth: &Auth) -> Self {
+        Self { listen, rules: auth.mtls.clone() }
+    }
+
+    /// Finds out who is at the other end, before TLS. An error: not even that is
+    /// talked about.
+    ///
+    /// `begins` says whether the connection begins like a header, without taking
+    /// anything from it.
+    pub(crate) async fn greet<S: AsyncRead + Unpin>(
+        &self,
+        stream: &mut S,
+        peer: Option<IpAddr>,
+        begins: bool,
+    ) -> Result<Origin, NoHeader> {
+        let peer = peer.map(|peer| peer.to_canonical());
+        // What has no address is a socket that only its owner can open.
+        let trusted = peer.is_none_or(|peer| is_in(&self.listen.trusted_proxies, peer));
+        let header = match self.listen.proxy_protocol {
+            _ if peer.is_none() => Some(proxy::read(stream).await?),
+            ProxyProtocol::Required if trusted => Some(proxy::read(stream).await?),
+            ProxyProtocol::Required => return Err(NoHeader),
+            ProxyProtocol::Optional if trusted && begins => Some(proxy::read(stream).await?),
+            _ => None,
+        };
+        let address = match &header {
+            Some(header) => header.source.or(peer),
+            None => peer,
+        };
+        let by_endpoint = self.listen.endpoint_ids.is_empty()
+            || header
+                .as_ref()
+                .and_then(|header| header.endpoint.as_ref())
+                .is_some_and(|endpoint| self.listen.endpoint_ids.contains(endpoint));
+        if !by_endpoint {
+            return Err(NoHeader);
+        }
+        let allowed = self.listen.allow.is_empty() || address.is_some_and(|address| is_in(&self.listen.allow, address));
+        Ok(Origin { address, allowed, certified: None })
+    }
+
+    /// Must the first bytes be looked at?
+    pub(crate) fn looks(&self) -> bool {
+        self.listen.proxy_protocol == ProxyProtocol::Optional
+    }
+
+    /// Whose a certificate is, that the handshake has found to be good.
+    pub(crate) fn certified(&self, certificates: Option<&[CertificateDer<'_>]>) -> Option<Certified> {
+        let (_, certificate) = X509Certificate::from_der(certificates?.first()?).ok()?;
+        let names = names_of(&certificate);
+        let spki = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.public_key().raw);
+        let spki: String = spki.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        for rule in &self.rules {
+            if rule.spki.as_ref().is_some_and(|pin| !pin.eq_ignore_ascii_case(&spki)) {
+                continue;
+            }
+            if let Some(name) = names.iter().find(|name| fits(&rule.san, name)) {
+                let caller = rule.caller.clone().unwrap_or_else(|| name.clone());
+                return Some(Certified { caller, role: rule.role });
+            }
+        }
+        None
+    }
+}
+
+fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address.to_canonical()))
+}
+
+/// The names that a certificate speaks for: its alternative ones, and the common
+/// one only if it has none of those (RFC 6125, 6.4.4).
+fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    let Some(alternative) = alternative else {
+        let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+        return common.map(str::to_owned).collect();
+    };
+    let names = alternative.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::RFC822Name(name) | GeneralName::URI(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    names.collect()
+}
+
+/// Does a name fit what a rule says?
+fn fits(rule: &str, name: &str) -> bool {
+    match rule.split_once('*') {
+        None => rule.eq_ignore_ascii_case(name),
+        // One label, and not an empty one.
+        Some(("", rest)) if rest.starts_with('.') => name
+            .get(name.len().saturating_sub(rest.len())..)
+            .filter(|end| end.eq_ignore_ascii_case(rest))
+            .is_some_and(|_| {
+                let label = &name[..name.len() - rest.len()];
+                !label.is_empty() && !label.contains('.')
+            }),
+        Some((start, "")) if start.contains("://") => name.len() > start.len() && name.starts_with(start),
+        Some(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_whole_or_in_one_place() {
+        for (rule, name, expected) in [
+            ("ci.example.com", "CI.example.com", true),
+            ("ci.example.com", "ci.example.com.evil.test", false),
+            ("*.example.com", "ci.example.com", true),
+            ("*.example.com", "a.b.example.com", false),
+            ("*.example.com", ".example.com", false),
+            ("*.example.com", "example.com", false),
+            ("spiffe://org/ns/*", "spiffe://org/ns/ci", true),
+            ("spiffe://org/ns/*", "spiffe://org/ns/", false),
+            ("spiffe://org/ns/*", "spiffe://other/ns/ci", false),
+            ("c*.example.com", "ci.example.com", false),
+        ] {
+            assert_eq!(fits(rule, name), expected, "{rule} {name}");
+        }
+    }
+
+    #[test]
+    fn a_network_holds_its_addresses_however_they_are_written() {
+        let networks = ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        for (address, expected) in
+            [("10.1.2.3", true), ("::ffff:10.1.2.3", true), ("11.0.0.1", false), ("2001:db8::1", true), ("::1", false)]
+        {
+            assert_eq!(is_in(&networks, address.parse().unwrap()), expected, "{address}");
+        }
+    }
+}

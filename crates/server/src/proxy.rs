@@ -1,0 +1,168 @@
+//! The PROXY protocol, version 2, as balancers send it before anything else:
+//! who calls, and over which of a cloud's private endpoints.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// How each header begins.
+pub(crate) const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// Bytes of what follows the fixed part. Balancers send a few hundred.
+const MOST: usize = 4096;
+
+/// What a header says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// The client's address; none if the balancer speaks for itself.
+    pub(crate) source: Option<IpAddr>,
+    /// The private endpoint, by its cloud's own id.
+    pub(crate) endpoint: Option<String>,
+}
+
+/// What is no header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a PROXY header of version 2")]
+pub(crate) struct NoHeader;
+
+/// Reads a header, and not a byte more.
+pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Header, NoHeader> {
+    let mut fixed = [0; 16];
+    stream.read_exact(&mut fixed).await.map_err(|_| NoHeader)?;
+    let length = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
+    if fixed[..12] != SIGNATURE || length > MOST {
+        return Err(NoHeader);
+    }
+    let mut rest = vec![0; length];
+    stream.read_exact(&mut rest).await.map_err(|_| NoHeader)?;
+    parse(fixed[12], fixed[13], &rest)
+}
+
+fn parse(command: u8, family: u8, rest: &[u8]) -> Result<Header, NoHeader> {
+    match command {
+        // LOCAL: a balancer's own question whether we are there.
+        0x20 => return Ok(Header::default()),
+        0x21 => {}
+        _ => return Err(NoHeader),
+    }
+    let (source, mut more) = match family {
+        // TCP over IPv4: two addresses, two ports.
+        0x11 => {
+            let (addresses, more) = rest.split_at_checked(12).ok_or(NoHeader)?;
+            let source = Ipv4Addr::new(addresses[0], addresses[1], addresses[2], addresses[3]);
+            (Some(IpAddr::V4(source)), more)
+        }
+        0x21 => {
+            let (addresses, more) = rest.split_at_checked(36).ok_or(NoHeader)?;
+            let mut source = [0; 16];
+            source.copy_from_slice(&addresses[..16]);
+            // One network must not be written in two ways.
+            (Some(Ipv6Addr::from(source).to_canonical()), more)
+        }
+        // Of other kinds nothing is known of the client.
+        _ => return Err(NoHeader),
+    };
+    let mut endpoint = None;
+    while !more.is_empty() {
+        let ([kind, high, low], rest) = more.split_first_chunk().ok_or(NoHeader)?;
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let (value, rest) = rest.split_at_checked(length).ok_or(NoHeader)?;
+        endpoint = match endpoint_of(*kind, value) {
+            // Two are one too many.
+            Some(_) if endpoint.is_some() => return Err(NoHeader),
+            found => endpoint.or(found),
+        };
+        more = rest;
+    }
+    Ok(Header { source, endpoint })
+}
+
+/// The id of a private endpoint, in the forms of the clouds: AWS's `vpce-` id
+/// (type 0xEA, subtype 1), Azure's LINKID (0xEE, subtype 1, little endian),
+/// Google's connection id (0xE0, big endian).
+fn endpoint_of(kind: u8, value: &[u8]) -> Option<String> {
+    match (kind, value) {
+        (0xea, [1, id @ ..]) => String::from_utf8(id.to_vec()).ok(),
+        (0xee, [1, a, b, c, d]) => Some(u32::from_le_bytes([*a, *b, *c, *d]).to_string()),
+        (0xe0, id) => <[u8; 8]>::try_from(id).ok().map(|id| u64::from_be_bytes(id).to_string()),
+        _ => None,
+    }
+}
+
+/// The header for a client, as this region's door sends it.
+pub(crate) fn header(source: std::net::SocketAddr, to: std::net::SocketAddr) -> Vec<u8> {
+    let mut out = SIGNATURE.to_vec();
+    let (ports, source, to) = ([source.port(), to.port()], source.ip(), to.ip());
+    let addresses: Vec<u8> = match (source, to) {
+        (IpAddr::V4(source), IpAddr::V4(to)) => [source.octets(), to.octets()].concat(),
+        (source, to) => {
+            let wide = |address: IpAddr| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            };
+            [wide(source), wide(to)].concat()
+        }
+    };
+    out.extend([0x21, if addresses.len() == 8 { 0x11 } else { 0x21 }]);
+    out.extend((addresses.len() as u16 + 4).to_be_bytes());
+    out.extend(addresses);
+    out.extend(ports.iter().flat_map(|port| port.to_be_bytes()));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(bytes: &[u8]) -> Result<Header, NoHeader> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(read(&mut &bytes[..]))
+    }
+
+    fn with(family: u8, body: &[u8]) -> Vec<u8> {
+        [&SIGNATURE[..], &[0x21, family], &(body.len() as u16).to_be_bytes(), body].concat()
+    }
+
+    #[test]
+    fn what_is_sent_is_read() {
+        for (source, to) in [("192.0.2.7:1", "198.51.100.1:443"), ("[2001:db8::7]:1", "[2001:db8::1]:443")] {
+            let source: std::net::SocketAddr = source.parse().unwrap();
+            let read = read_all(&header(source, to.parse().unwrap())).unwrap();
+            assert_eq!(read, Header { source: Some(source.ip()), endpoint: None });
+        }
+        let mixed = header("192.0.2.7:1".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap());
+        assert_eq!(read_all(&mixed).unwrap().source, Some("192.0.2.7".parse().unwrap()));
+    }
+
+    #[test]
+    fn endpoints_of_the_clouds_are_read() {
+        let addresses = [192, 0, 2, 7, 198, 51, 100, 1, 0, 1, 1, 187];
+        let tlv = |kind: u8, value: &[u8]| [&[kind], &(value.len() as u16).to_be_bytes()[..], value].concat();
+        for (tlv, id) in [
+            (tlv(0xea, b"\x01vpce-08d2bf15fac5001c9"), "vpce-08d2bf15fac5001c9"),
+            (tlv(0xee, &[1, 0x78, 0x56, 0x34, 0x12]), "305419896"),
+            (tlv(0xe0, &7_u64.to_be_bytes()), "7"),
+        ] {
+            let other = [1, 0, 2, b'h', b'2'];
+            let read = read_all(&with(0x11, &[&addresses[..], &other, &tlv].concat())).unwrap();
+            assert_eq!(read.endpoint.as_deref(), Some(id));
+            assert!(read_all(&with(0x11, &[&addresses[..], &tlv, &tlv].concat())).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_cut_or_of_another_kind_is_none() {
+        let whole = header("192.0.2.7:1".parse().unwrap(), "198.51.100.1:443".parse().unwrap());
+        for end in 0..whole.len() {
+            assert!(read_all(&whole[..end]).is_err(), "{end}");
+        }
+        for bad in
+            [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PROXY TCP4 192.0.2.7 198.51.100.1 1 443\r\n", &with(0x31, &[0; 216])]
+        {
+            assert!(read_all(bad).is_err());
+        }
+        assert!(read_all(&with(0x11, &[1, 2, 3])).is_err());
+        assert!(read_all(&with(0x11, &[&[0; 12][..], &[0xea, 0, 9, 1]].concat())).is_err());
+        let local = [&SIGNATURE[..], &[0x20, 0, 0, 0]].concat();
+        assert_eq!(read_all(&local), Ok(Header::default()));
+    }
+}
