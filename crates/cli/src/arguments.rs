@@ -74,6 +74,18 @@ pub(crate) enum Command {
     /// Work with API keys.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Make, list, suspend and remove the tenants of this host.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Run the region's door: one address for many tenants.
+    Region {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// File to write, once connections are taken, with {"address"}.
+        #[arg(long)]
+        ready_file: Option<PathBuf>,
+    },
     /// Write a backup of a data directory to a new file; the server may be at work.
     Backup {
         /// The file.
@@ -380,6 +392,51 @@ pub(crate) enum VaultCommand {
         /// Configuration file of the server.
         #[arg(long)]
         config: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Make a tenant. Its region is for good; its first key is printed once.
+    Create {
+        /// Its name: 1 to 63 of a-z, 0-9 and -.
+        name: String,
+        /// Its region.
+        #[arg(long)]
+        region: String,
+        /// Folder of this host's tenants.
+        #[arg(long)]
+        root: PathBuf,
+    },
+    /// List the tenants.
+    Ls {
+        /// Folder of this host's tenants.
+        #[arg(long)]
+        root: PathBuf,
+    },
+    /// Suspend a tenant: its server ends with its turns, and does not start.
+    Suspend {
+        /// Its name.
+        name: String,
+        /// Folder of this host's tenants.
+        #[arg(long)]
+        root: PathBuf,
+    },
+    /// Let a suspended tenant serve again.
+    Resume {
+        /// Its name.
+        name: String,
+        /// Folder of this host's tenants.
+        #[arg(long)]
+        root: PathBuf,
+    },
+    /// Remove a suspended tenant for good.
+    Rm {
+        /// Its name.
+        name: String,
+        /// Folder of this host's tenants.
+        #[arg(long)]
+        root: PathBuf,
     },
 }
 

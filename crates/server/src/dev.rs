@@ -72,7 +72,7 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
         }
         announce(&url, key.reveal());
         let front = Front { gate: Gate::new(config.listen.clone(), &config.auth), tls: None };
-        listen::serve(listener, front, tenant.router.clone(), async {
+        listen::serve((listener, None), front, tenant.router.clone(), async {
             stop.await;
             // While connections still stand, so that streams see their end.
             tenant.shut_down().await;

@@ -1,6 +1,6 @@
 //! Accepting connections, and draining them at the end.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -16,8 +16,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 use crate::gate::Gate;
 use crate::proxy::SIGNATURE;
@@ -43,16 +44,22 @@ pub(crate) struct Front {
     pub(crate) tls: Option<Tls>,
 }
 
+/// From the network, or from the region's door.
+type Socket = Either<TcpStream, UnixStream>;
+
 enum Greeted {
-    Plain(TcpStream),
-    Secure(Box<TlsStream<TcpStream>>),
+    Plain(Box<Socket>),
+    Secure(Box<TlsStream<Socket>>),
 }
 
 impl Front {
-    async fn greet(&self, mut socket: TcpStream, peer: SocketAddr) -> Option<(Greeted, Origin)> {
-        let begins = self.gate.looks() && begins_with_header(&socket).await;
-        let mut origin = self.gate.greet(&mut socket, Some(peer.ip()), begins).await.ok()?;
-        let Some(tls) = &self.tls else { return Some((Greeted::Plain(socket), origin)) };
+    async fn greet(&self, mut socket: Socket, peer: Option<IpAddr>) -> Option<(Greeted, Origin)> {
+        let begins = match &socket {
+            Either::Left(socket) => self.gate.looks() && begins_with_header(socket).await,
+            Either::Right(_) => false,
+        };
+        let mut origin = self.gate.greet(&mut socket, peer, begins).await.ok()?;
+        let Some(tls) = &self.tls else { return Some((Greeted::Plain(Box::new(socket)), origin)) };
         // Plain text and old versions end here, without an answer.
         let stream = tls.acceptor().accept(socket).await.ok()?;
         origin.certified = self.gate.certified(stream.get_ref().1.peer_certificates());
@@ -96,26 +103,36 @@ impl tower_service::Service<Request<Incoming>> for Known {
     }
 }
 
-/// Serves until `stop` resolves, then lets open requests finish.
-pub(crate) async fn serve(listener: TcpListener, front: Front, router: Router, stop: impl Future<Output = ()>) {
+/// Serves until `stop` resolves, then lets open requests finish. What `stop` came
+/// to.
+pub(crate) async fn serve<T>(
+    (listener, door): (TcpListener, Option<UnixListener>),
+    front: Front,
+    router: Router,
+    stop: impl Future<Output = T>,
+) -> T {
     let protocols = Protocols::new();
     let graceful = GracefulShutdown::new();
     let front = Arc::new(front);
     tokio::pin!(stop);
-    loop {
-        let (socket, peer) = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of descriptors, most likely: wait for some to close.
-                    tracing::warn!(%error, "accept");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-            () = &mut stop => break,
+    let stopped = loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted.map(|(socket, peer)| {
+                let _ = socket.set_nodelay(true);
+                (Either::Left(socket), Some(peer.ip()))
+            }),
+            accepted = come_in(door.as_ref()) => accepted.map(|socket| (Either::Right(socket), None)),
+            stopped = &mut stop => break stopped,
         };
-        let _ = socket.set_nodelay(true);
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: wait for some to close.
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
         let (protocols, router, watcher) = (protocols.clone(), router.clone(), graceful.watcher());
         let front = front.clone();
         tokio::spawn(async move {
@@ -124,17 +141,25 @@ pub(crate) async fn serve(listener: TcpListener, front: Front, router: Router, s
             let Ok(Some((stream, origin))) = greeted else { return };
             let router = Known { router, origin };
             match stream {
-                Greeted::Plain(stream) => protocols.http1(router, watcher, stream).await,
+                Greeted::Plain(stream) => protocols.http1(router, watcher, *stream).await,
                 Greeted::Secure(stream) => match stream.get_ref().1.alpn_protocol() {
                     Some(tls::HTTP2) => protocols.http2(router, watcher, stream).await,
                     _ => protocols.http1(router, watcher, stream).await,
                 },
             }
         });
-    }
-    drop(listener);
+    };
+    drop((listener, door));
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::info!("streams that were still open are cut; their clients resume");
+    }
+    stopped
+}
+
+async fn come_in(door: Option<&UnixListener>) -> std::io::Result<UnixStream> {
+    match door {
+        Some(door) => door.accept().await.map(|(socket, _)| socket),
+        None => std::future::pending().await,
     }
 }
 

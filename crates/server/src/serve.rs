@@ -1,14 +1,16 @@
 //! `cloister serve`: the tenant's server.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::Config;
 use crate::files::{take, write_private};
 use crate::gate::Gate;
 use crate::listen::Front;
+use crate::stamp::{adopt, door, suspension};
 use crate::tenant::{Tenant, stop_signal};
 use crate::tls::Tls;
 use crate::{ServerError, listen};
@@ -37,11 +39,12 @@ pub struct Serve {
 pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), ServerError> {
     let stop = stop_signal()?;
     tokio::pin!(stop);
-    let config = Config::read(&options.config)?;
+    let mut config = Config::read(&options.config)?;
     let address = options.listen.unwrap_or(config.listen.address);
     let data = options.data.or_else(|| config.data.clone());
     let data =
         data.ok_or_else(|| ServerError::Config("no data directory: set data in the configuration, or --data".into()))?;
+    adopt(&mut config, &data)?;
     let scripted: Vec<&str> =
         config.models.iter().map(|model| model.name.as_str()).filter(|name| name.starts_with("scripted")).collect();
     if !scripted.is_empty() && !options.allow_scripted {
@@ -58,6 +61,10 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     }
     let lock = take(&data)?;
     let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
+    let door = match &tls {
+        Some(_) => Some(open_door(&data)?),
+        None => None,
+    };
     let tenant = Tenant::open(&config, &data, &scripted).await?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
@@ -68,9 +75,44 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     announce(&url);
     // Turns go on without us: whoever serves next takes them over.
     let gate = Gate::new(config.listen.clone(), &config.auth);
-    listen::serve(listener, Front { gate, tls }, tenant.router.clone(), stop).await;
+    let suspended = suspension(&data);
+    let ended = {
+        let stop = async {
+            tokio::select! {
+                () = stop => false,
+                () = until_suspended(&suspended, &data) => {
+                    // Nothing of it stays reachable, nor at work.
+                    tenant.shut_down().await;
+                    true
+                }
+            }
+        };
+        listen::serve((listener, door), Front { gate, tls }, tenant.router.clone(), stop).await
+    };
+    if ended {
+        tenant.end().await;
+        return Ok(());
+    }
     tenant.let_go();
     // Held until this process has ended, and with it whatever still runs in it.
     std::mem::forget(lock);
     Ok(())
+}
+
+/// Where the region's door comes in. Only this process's user can.
+fn open_door(data: &Path) -> Result<UnixListener, ServerError> {
+    let path = door(data);
+    let _ = std::fs::remove_file(&path);
+    let opened = UnixListener::bind(&path).and_then(|door| {
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        Ok(door)
+    });
+    opened.map_err(ServerError::start(format!("open {}", path.display())))
+}
+
+/// Waits until the tenant is suspended, or its data is gone.
+async fn until_suspended(mark: &Path, data: &Path) {
+    while !mark.exists() && data.exists() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }

@@ -5,6 +5,7 @@ mod files;
 mod machine;
 mod servers;
 mod session;
+mod tenant;
 
 use crate::arguments::{Arguments, Command};
 use crate::connect::client;
@@ -30,6 +31,8 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
         Command::EgressLog(options) => egress::egress(&client(server)?, options, output).await,
         Command::Audit(command) => egress::audit(server, command, output),
         Command::VaultKeys(command) => egress::vault(server, command, output),
+        Command::Tenant(command) => tenant::tenant(command, output).await,
+        Command::Region { config, ready_file } => tenant::region(&config, ready_file.as_deref(), output).await,
         Command::Key(command) => servers::key(server, command, output).await,
         Command::Run(options) => session::run(&client(server)?, options, output).await,
         Command::Session(command) => session::session(&client(server)?, command, output).await,

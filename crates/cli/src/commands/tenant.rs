@@ -1,0 +1,52 @@
+//! Tenants of a host, and the door before them.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::arguments::TenantCommand;
+use crate::output::{Failure, Output};
+
+pub(super) async fn tenant(command: TenantCommand, output: Output) -> Result<(), Failure> {
+    match command {
+        TenantCommand::Create { name, region, root } => {
+            let made = cloister_server::create(&root, &name, &region).await?;
+            // JSON for people too: whoever makes tenants is most often a program.
+            output.data(&json!(made).to_string())?;
+            output.talk("The key is shown once; only its hash is kept.");
+            output.next(&format!("cloister serve --data {} --config <file>", made.data.display()));
+            Ok(())
+        }
+        TenantCommand::Ls { root } => {
+            let all = cloister_server::list(&root)?;
+            let line = |one: &cloister_server::Listed| {
+                format!("{}  {}  {}  {}", one.stamp.tenant, one.stamp.region, one.state, one.data.display())
+            };
+            let text = all.iter().map(line).collect::<Vec<_>>().join("\n");
+            output.value(&all, &text)
+        }
+        TenantCommand::Suspend { name, root } => {
+            cloister_server::suspend(&root, &name)?;
+            output.talk(&format!("Tenant {name} is suspended; nothing of it is at work."));
+            Ok(())
+        }
+        TenantCommand::Resume { name, root } => {
+            cloister_server::resume(&root, &name)?;
+            output.talk(&format!("Tenant {name} may serve again."));
+            Ok(())
+        }
+        TenantCommand::Rm { name, root } => {
+            cloister_server::remove(&root, &name)?;
+            output.talk(&format!("Tenant {name} is gone."));
+            Ok(())
+        }
+    }
+}
+
+pub(super) async fn region(config: &Path, ready_file: Option<&Path>, output: Output) -> Result<(), Failure> {
+    cloister_server::region(config, ready_file, |address| {
+        output.talk(&format!("The region's door is at {address}"));
+    })
+    .await?;
+    Ok(())
+}

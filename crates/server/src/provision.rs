@@ -1,0 +1,172 @@
+//! Tenants of a host: made, listed, suspended, removed.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cloister_types::access::{NewKey, Role};
+use serde::Serialize;
+
+use crate::ServerError;
+use crate::files::{make_private_folder, take};
+use crate::stamp::{Stamp, suspension};
+
+/// How long a server may take to hear that its tenant is suspended.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A tenant that was just made.
+#[derive(Debug, Clone, Serialize)]
+pub struct Provisioned {
+    /// Its name.
+    pub tenant: String,
+    /// Its region, for good.
+    pub region: String,
+    /// An admin's key; shown this once.
+    pub key: String,
+    /// Its data directory.
+    pub data: PathBuf,
+}
+
+/// A tenant, as it is listed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    /// Name and region.
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// `active` or `suspended`.
+    pub state: &'static str,
+    /// Its data directory.
+    pub data: PathBuf,
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+fn of(root: &Path, name: &str) -> Result<(PathBuf, Stamp), ServerError> {
+    if !is_name(name) {
+        return Err(ServerError::Config(format!("tenant {name:?} must be 1 to 63 of a-z, 0-9 and -")));
+    }
+    let data = std::path::absolute(root.join(name)).map_err(ServerError::start("find the folder"))?;
+    let stamp = Stamp::read(&data)?;
+    let absent = || ServerError::Config(format!("there is no tenant {name:?} in {}", root.display()));
+    Ok((data, stamp.ok_or_else(absent)?))
+}
+
+/// Makes a tenant: its directory, its region for good, and a first key.
+///
+/// # Errors
+/// There is one of that name, or something in its place.
+pub async fn create(root: &Path, name: &str, region: &str) -> Result<Provisioned, ServerError> {
+    if !is_name(name) || !is_name(region) {
+        return Err(ServerError::Config("tenant and region are each 1 to 63 of a-z, 0-9 and -".into()));
+    }
+    make_private_folder(root).map_err(ServerError::start(format!("make {}", root.display())))?;
+    let data = std::path::absolute(root.join(name)).map_err(ServerError::start("find the folder"))?;
+    // Whoever makes the folder makes the tenant: two at once are one too many.
+    std::fs::create_dir(&data).map_err(ServerError::start(format!("make {}", data.display())))?;
+    make_private_folder(&data).map_err(ServerError::start(format!("make {}", data.display())))?;
+    let stamp = Stamp { tenant: name.to_owned(), region: region.to_owned() };
+    stamp.write(&data)?;
+    let admin = NewKey { caller: "admin".into(), role: Role::Admin, expires_in: None, session: None };
+    let key = crate::keys::new_key(&data, name, admin).await?;
+    Ok(Provisioned { tenant: stamp.tenant, region: stamp.region, key: key.reveal().to_owned(), data })
+}
+
+/// The tenants of a root folder.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
+    let entries = std::fs::read_dir(root).map_err(ServerError::start(format!("read {}", root.display())))?;
+    let mut all = Vec::new();
+    for entry in entries.flatten() {
+        let data = entry.path();
+        if let Some(stamp) = Stamp::read(&data)? {
+            let state = if suspension(&data).exists() { "suspended" } else { "active" };
+            all.push(Listed { stamp, state, data });
+        }
+    }
+    all.sort_by(|one, other| one.stamp.tenant.cmp(&other.stamp.tenant));
+    Ok(all)
+}
+
+/// Suspends a tenant. Its server, if one is at work, ends with its turns.
+///
+/// # Errors
+/// There is none, or its server does not end.
+pub fn suspend(root: &Path, name: &str) -> Result<(), ServerError> {
+    let (data, _) = of(root, name)?;
+    let mark = suspension(&data);
+    std::fs::write(&mark, "").map_err(ServerError::start(format!("write {}", mark.display())))?;
+    drop(alone(&data)?);
+    Ok(())
+}
+
+/// Lets a suspended tenant serve again.
+///
+/// # Errors
+/// There is none.
+pub fn resume(root: &Path, name: &str) -> Result<(), ServerError> {
+    let (data, _) = of(root, name)?;
+    match std::fs::remove_file(suspension(&data)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(ServerError::start("take the suspension away")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a suspended tenant for good: first what opens anything, then the rest.
+///
+/// # Errors
+/// There is none, it is not suspended, or something of it is at work.
+pub fn remove(root: &Path, name: &str) -> Result<(), ServerError> {
+    let (data, _) = of(root, name)?;
+    if !suspension(&data).exists() {
+        return Err(ServerError::Config(format!("tenant {name:?} is not suspended; suspend it first")));
+    }
+    let _lock = alone(&data)?;
+    for file in ["vault.key", "tenant.db-pepper"] {
+        wipe(&data.join(file)).map_err(ServerError::start(format!("remove {file}")))?;
+    }
+    std::fs::remove_dir_all(&data).map_err(ServerError::start(format!("remove {}", data.display())))
+}
+
+/// Overwrites a file and removes it.
+fn wipe(path: &Path) -> std::io::Result<()> {
+    let Ok(mut file) = std::fs::OpenOptions::new().write(true).open(path) else { return Ok(()) };
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(0).min(1 << 20);
+    file.write_all(&vec![0; length])?;
+    file.sync_all()?;
+    std::fs::remove_file(path)
+}
+
+/// Waits until nothing of a tenant is at work: no server, and no vault that serves
+/// turns which outlived one.
+fn alone(data: &Path) -> Result<impl Drop + use<>, ServerError> {
+    struct Alone(#[expect(dead_code, reason = "held for their locks")] (crate::files::DataLock, Option<std::fs::File>));
+    impl Drop for Alone {
+        fn drop(&mut self) {}
+    }
+    let end = Instant::now() + PATIENCE;
+    let lock = loop {
+        match take(data) {
+            Ok(lock) => break lock,
+            Err(error) if Instant::now() >= end => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    let vault = std::fs::File::open(data.join("vault.lock")).ok();
+    while let Some(vault) = &vault {
+        match rustix::fs::flock(vault, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(_) if Instant::now() >= end => {
+                return Err(ServerError::Start("turns of an earlier server are still at work on this tenant".into()));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+    Ok(Alone((lock, vault)))
+}

@@ -1,0 +1,155 @@
+//! The region's door: one address for many tenants. It reads the name that a TLS
+//! handshake begins with and hands the connection, still closed, to that tenant's
+//! own server. It has no key and sees nothing that is said.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloister_types::Host;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+
+use crate::ServerError;
+use crate::files::write_private;
+use crate::proxy;
+use crate::stamp::{Stamp, door, suspension};
+use crate::tenant::stop_signal;
+
+/// How long a handshake's first message may take, and its most bytes.
+const PATIENCE: Duration = Duration::from_secs(10);
+const HELLO: usize = 16 << 10;
+/// Connections at once.
+const CONNECTIONS: usize = 50_000;
+
+/// The file of `cloister region`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    region: Table,
+}
+
+/// `[region]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    name: String,
+    address: SocketAddr,
+    #[serde(default)]
+    tenant: Vec<Place>,
+}
+
+/// `[[region.tenant]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    host: Host,
+    data: PathBuf,
+}
+
+/// Runs until SIGTERM or Ctrl-C. `announce` is called with the address once
+/// connections are taken.
+///
+/// # Errors
+/// The configuration, or a tenant that belongs to another region.
+pub async fn region(
+    config: &Path,
+    ready_file: Option<&Path>,
+    announce: impl FnOnce(SocketAddr),
+) -> Result<(), ServerError> {
+    let stop = stop_signal()?;
+    let bad = |error: &dyn std::fmt::Display| ServerError::Config(format!("{}: {error}", config.display()));
+    let text = std::fs::read_to_string(config).map_err(|error| bad(&error))?;
+    let File { region: Table { name, address, tenant } } = toml::from_str(&text).map_err(|error| bad(&error))?;
+    let absolute = std::path::absolute(config).map_err(|error| bad(&error))?;
+    let folder = absolute.parent().unwrap_or(Path::new("/"));
+    let mut tenants = HashMap::new();
+    for Place { host, data } in tenant {
+        let data = folder.join(data);
+        match Stamp::read(&data)? {
+            Some(stamp) if stamp.region == name => {}
+            Some(stamp) => {
+                let (tenant, region) = (stamp.tenant, stamp.region);
+                return Err(bad(&format!("tenant {tenant:?} belongs to region {region:?}, not to {name:?}")));
+            }
+            None => return Err(bad(&format!("{} is no tenant's: `cloister tenant create` makes one", data.display()))),
+        }
+        if tenants.insert(host.clone(), data).is_some() {
+            return Err(bad(&format!("two tenants have the host {host}")));
+        }
+    }
+    let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
+    let address = listener.local_addr().map_err(ServerError::start("read the address"))?;
+    if let Some(path) = ready_file {
+        let ready = serde_json::json!({ "address": address }).to_string();
+        write_private(path, ready.as_bytes()).map_err(ServerError::start(format!("write {}", path.display())))?;
+    }
+    announce(address);
+    let tenants = Arc::new(tenants);
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    tokio::pin!(stop);
+    loop {
+        let (socket, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = &mut stop => return Ok(()),
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+        let tenants = tenants.clone();
+        tokio::spawn(async move {
+            // However it ends, the client learns nothing but that it has ended.
+            let _ = pass(&tenants, socket, (peer, address)).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn pass(
+    tenants: &HashMap<Host, PathBuf>,
+    mut socket: TcpStream,
+    (peer, to): (SocketAddr, SocketAddr),
+) -> std::io::Result<()> {
+    let _ = socket.set_nodelay(true);
+    let hello = tokio::time::timeout(PATIENCE, hello(&mut socket)).await??;
+    let Some((host, bytes)) = hello else { return Ok(()) };
+    let Some(data) = tenants.get(&host).filter(|data| !suspension(data).exists()) else { return Ok(()) };
+    let mut inside = UnixStream::connect(door(data)).await?;
+    inside.write_all(&[proxy::header(peer, to), bytes].concat()).await?;
+    tokio::io::copy_bidirectional(&mut socket, &mut inside).await?;
+    Ok(())
+}
+
+/// The name that a handshake asks for, and all bytes that were read for it.
+async fn hello(socket: &mut TcpStream) -> std::io::Result<Option<(Host, Vec<u8>)>> {
+    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    let mut acceptor = rustls::server::Acceptor::default();
+    loop {
+        let count = socket.read(&mut piece).await?;
+        if count == 0 || bytes.len() + count > HELLO {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&piece[..count]);
+        let mut rest = &piece[..count];
+        while !rest.is_empty() {
+            acceptor.read_tls(&mut rest)?;
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                let host = accepted.client_hello().server_name().and_then(|name| name.parse().ok());
+                return Ok(host.map(|host| (host, bytes)));
+            }
+            Ok(None) => {}
+            Err(_) => return Ok(None),
+        }
+    }
+}

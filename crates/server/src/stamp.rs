@@ -1,0 +1,88 @@
+//! A tenant on disk, as it was provisioned: whose the data is, and where it may
+//! lie. Written once.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ServerError;
+use crate::config::Config;
+
+/// What a data directory is stamped with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stamp {
+    /// The tenant.
+    pub tenant: String,
+    /// The region that it was made in.
+    pub region: String,
+}
+
+fn path(data: &Path) -> PathBuf {
+    data.join("tenant.json")
+}
+
+/// There, the tenant is suspended.
+pub(crate) fn suspension(data: &Path) -> PathBuf {
+    data.join("suspended")
+}
+
+/// Where the region's door finds a tenant's server.
+pub(crate) fn door(data: &Path) -> PathBuf {
+    data.join("door")
+}
+
+impl Stamp {
+    /// Reads a data directory's; none if it was not provisioned.
+    ///
+    /// # Errors
+    /// It is not what was written.
+    pub fn read(data: &Path) -> Result<Option<Self>, ServerError> {
+        let path = path(data);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ServerError::Start(format!("{}: {error}", path.display()))),
+        };
+        let read = serde_json::from_str(&text);
+        read.map(Some).map_err(|error| ServerError::Start(format!("{}: {error}", path.display())))
+    }
+
+    /// Stamps a data directory.
+    pub(crate) fn write(&self, data: &Path) -> Result<(), ServerError> {
+        let text = serde_json::to_string(self).map_err(|error| ServerError::Start(error.to_string()))?;
+        let path = path(data);
+        crate::files::write_private(&path, text.as_bytes())
+            .map_err(ServerError::start(format!("write {}", path.display())))
+    }
+}
+
+/// Makes a configuration that of the tenant whose the data is.
+///
+/// # Errors
+/// The data is another tenant's, lies in another region, or is suspended.
+pub(crate) fn adopt(config: &mut Config, data: &Path) -> Result<(), ServerError> {
+    let Some(stamp) = Stamp::read(data)? else { return Ok(()) };
+    if suspension(data).exists() {
+        return Err(ServerError::Start(format!(
+            "tenant {:?} is suspended; `cloister tenant resume` lets it serve again",
+            stamp.tenant
+        )));
+    }
+    if config.tenant != Config::default().tenant && config.tenant != stamp.tenant {
+        return Err(ServerError::Config(format!(
+            "the data is tenant {:?}'s, and the configuration tenant {:?}'s",
+            stamp.tenant, config.tenant
+        )));
+    }
+    if config.region.as_ref().is_some_and(|region| *region != stamp.region) {
+        return Err(ServerError::Config(format!(
+            "the data belongs to region {:?} and is not opened in another, such as {:?}",
+            stamp.region,
+            config.region.as_deref().unwrap_or_default()
+        )));
+    }
+    config.tenant = stamp.tenant;
+    config.region = Some(stamp.region);
+    Ok(())
+}
