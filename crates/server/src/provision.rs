@@ -79,6 +79,7 @@ pub async fn create(root: &Path, name: &str, region: &str) -> Result<Provisioned
 /// # Errors
 /// The folder cannot be read.
 pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
+    let root = &std::path::absolute(root).map_err(ServerError::start("find the folder"))?;
     let entries = std::fs::read_dir(root).map_err(ServerError::start(format!("read {}", root.display())))?;
     let mut all = Vec::new();
     for entry in entries.flatten() {

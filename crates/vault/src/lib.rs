@@ -16,6 +16,7 @@ mod kms;
 mod lease;
 mod permits;
 mod place;
+mod process;
 mod records;
 mod recovery;
 mod root;

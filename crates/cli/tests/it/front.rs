@@ -113,7 +113,7 @@ async fn over_a_private_link_only_its_own_endpoints_are_heard() {
 }
 
 /// An authority, and what it signs, in files.
-struct Authority {
+pub(crate) struct Authority {
     folder: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -126,7 +126,7 @@ fn named(name: &str) -> rcgen::DistinguishedName {
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -138,12 +138,12 @@ impl Authority {
         Self { folder, issuer: Issuer::new(params, key) }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Signs a certificate; `file`.pem and `file`.key.
-    fn sign(&self, file: &str, name: &str, more: impl FnOnce(&mut CertificateParams)) {
+    pub(crate) fn sign(&self, file: &str, name: &str, more: impl FnOnce(&mut CertificateParams)) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.distinguished_name = named(file);
@@ -174,8 +174,19 @@ impl Authority {
 
 /// Who a caller is, with curl: status (0 if there is no connection), and answer.
 fn me(stack: &Stack, server_ca: &Path, client: Option<(&Authority, &str)>, key: Option<&str>) -> (u64, Value) {
+    me_at("tenant.example.test", stack.url.rsplit(':').next().unwrap(), server_ca, client, key)
+}
+
+pub(crate) fn me_at(
+    host: &str,
+    port: &str,
+    server_ca: &Path,
+    client: Option<(&Authority, &str)>,
+    key: Option<&str>,
+) -> (u64, Value) {
     let mut command = Command::new("curl");
     command.args(["-sS", "-m", "10", "-w", "\n%{http_code}", "--cacert"]).arg(server_ca);
+    command.args(["--resolve", &format!("{host}:{port}:127.0.0.1")]);
     if let Some((authority, name)) = client {
         command.arg("--cert").arg(authority.path(&format!("{name}.pem")));
         command.arg("--key").arg(authority.path(&format!("{name}.key")));
@@ -183,9 +194,7 @@ fn me(stack: &Stack, server_ca: &Path, client: Option<(&Authority, &str)>, key: 
     if let Some(key) = key {
         command.args(["-H", &format!("authorization: Bearer {key}")]);
     }
-    let port = stack.url.rsplit(':').next().unwrap();
-    command.args(["--resolve", &format!("tenant.example.test:{port}:127.0.0.1")]);
-    let output = command.arg(format!("https://tenant.example.test:{port}/v1/me")).output().unwrap();
+    let output = command.arg(format!("https://{host}:{port}/v1/me")).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, status) = text.rsplit_once('\n').unwrap();
     (status.parse().unwrap(), serde_json::from_str(body).unwrap_or_default())

@@ -35,6 +35,7 @@ mod restart;
 mod scope;
 mod sessions;
 mod stream;
+mod tenants;
 mod tls;
 mod toolchains;
 mod tools;

@@ -1,0 +1,159 @@
+//! Tenants of one host, and the region's door before them: each boundary with its
+//! neighbour broken on purpose.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use cloister_testkit::{Stack, until};
+use serde_json::Value;
+
+use crate::front::{Authority, me_at};
+
+/// A server, ended when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+struct House {
+    stack: Stack,
+    root: tempfile::TempDir,
+}
+
+impl House {
+    async fn new() -> Self {
+        // A stack only for its executables.
+        Self { stack: Stack::start().await, root: tempfile::tempdir().unwrap() }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(self.stack.executable()).args(arguments).current_dir(self.root.path()).output().unwrap()
+    }
+
+    fn create(&self, name: &str, region: &str) -> Value {
+        let made = self.run(&["tenant", "create", name, "--region", region, "--root", "tenants"]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        serde_json::from_slice(&made.stdout).unwrap()
+    }
+
+    fn config(&self, name: &str, authority: &Authority, more: &str) -> PathBuf {
+        let host = format!("{name}.example.test");
+        authority.sign(name, &host, |_| {});
+        let text = format!(
+            "{more}\n[listen]\naddress = '127.0.0.1:0'\ntls_cert = {:?}\ntls_key = {:?}\n\
+             [[model]]\nname = 'm'\nwire = 'openai-chat'\nbase_url = 'https://api.example.com/v1'\n",
+            authority.path(&format!("{name}.pem")),
+            authority.path(&format!("{name}.key")),
+        );
+        let path = self.root.path().join(format!("{name}.toml"));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Starts a role and waits until it says that it is there.
+    async fn start(&self, ready: &str, arguments: &[&str]) -> (Running, Value) {
+        let ready = self.root.path().join(ready);
+        let _ = std::fs::remove_file(&ready);
+        let mut command = Command::new(self.stack.executable());
+        command.args(arguments).arg("--ready-file").arg(&ready).current_dir(self.root.path());
+        let child = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        until("it is ready", || ready.exists()).await;
+        (child, serde_json::from_str(&std::fs::read_to_string(&ready).unwrap()).unwrap())
+    }
+
+    fn data(&self, name: &str) -> PathBuf {
+        self.root.path().join("tenants").join(name)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
+    let (house, authority) = (House::new().await, Authority::new());
+    let (acme, other) = (house.create("acme", "eu"), house.create("other", "eu"));
+    let key = |made: &Value| made["key"].as_str().unwrap().to_owned();
+    assert_eq!((acme["tenant"].as_str(), acme["region"].as_str()), (Some("acme"), Some("eu")));
+    let mut running = Vec::new();
+    for name in ["acme", "other"] {
+        let config = house.config(name, &authority, "");
+        let data = house.data(name);
+        let arguments = ["serve", "--data", data.to_str().unwrap(), "--config", config.to_str().unwrap()];
+        running.push(house.start(&format!("{name}.json"), &arguments).await.0);
+    }
+    let door = "[region]\nname = 'eu'\naddress = '127.0.0.1:0'\n\
+                [[region.tenant]]\nhost = 'acme.example.test'\ndata = 'tenants/acme'\n\
+                [[region.tenant]]\nhost = 'other.example.test'\ndata = 'tenants/other'\n";
+    std::fs::write(house.root.path().join("region.toml"), door).unwrap();
+    let (_door, said) = house.start("region.json", &["region", "--config", "region.toml"]).await;
+    let port = said["address"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let ca = authority.path("ca.pem");
+    let call = |host: &str, key: &str| me_at(host, &port, &ca, None, Some(key)).0;
+    assert_eq!(call("acme.example.test", &key(&acme)), 200);
+    assert_eq!(call("other.example.test", &key(&other)), 200);
+    // A key of one is nothing at the other; a name of nobody's is nothing at all.
+    assert_eq!(call("other.example.test", &key(&acme)), 401);
+    assert_eq!(call("unknown.example.test", &key(&acme)), 0);
+    // Plain text, nonsense and half a handshake learn nothing.
+    for sent in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01\x00\x05hello", b"\r\n\r\n\0\r\nQUIT\n"] {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut socket = tokio::net::TcpStream::connect(format!("127.0.0.1:{port}")).await.unwrap();
+        socket.write_all(sent).await.unwrap();
+        socket.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(5), socket.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.is_empty(), "{answer:?}");
+    }
+    // Suspended, it is reachable neither by the door nor by its own address.
+    let suspended = house.run(&["tenant", "suspend", "acme", "--root", "tenants"]);
+    assert!(suspended.status.success(), "{}", String::from_utf8_lossy(&suspended.stderr));
+    assert_eq!(call("acme.example.test", &key(&acme)), 0);
+    assert_eq!(call("other.example.test", &key(&other)), 200);
+    assert!(running[0].0.try_wait().unwrap().is_some());
+    assert!(!serve_says(&house, "acme").is_empty());
+    // Removed, nothing of it can be read.
+    assert!(house.run(&["tenant", "rm", "acme", "--root", "tenants"]).status.success());
+    assert!(!house.data("acme").exists());
+    assert!(!house.run(&["tenant", "rm", "other", "--root", "tenants"]).status.success(), "one that serves");
+}
+
+/// Why a tenant's server does not start; empty if it does.
+fn serve_says(house: &House, name: &str) -> String {
+    let (data, config) = (house.data(name), house.root.path().join(format!("{name}.toml")));
+    let output = house.run(&["serve", "--data", data.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    if output.status.success() { String::new() } else { String::from_utf8_lossy(&output.stderr).into_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_is_for_good() {
+    let (house, authority) = (House::new().await, Authority::new());
+    house.create("acme", "eu");
+    assert!(!house.run(&["tenant", "create", "acme", "--region", "us", "--root", "tenants"]).status.success());
+    house.config("acme", &authority, "region = 'us'");
+    let why = serve_says(&house, "acme");
+    assert!(why.contains("region"), "{why}");
+    house.config("acme", &authority, "tenant = 'other'");
+    assert!(serve_says(&house, "acme").contains("tenant"));
+    std::fs::write(
+        house.root.path().join("region.toml"),
+        "[region]\nname = 'us'\naddress = '127.0.0.1:0'\n[[region.tenant]]\nhost = 'acme.example.test'\ndata = 'tenants/acme'\n",
+    )
+    .unwrap();
+    let refused = house.run(&["region", "--config", "region.toml"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("eu"));
+    for bad in ["../acme", "Acme", "", "a/b"] {
+        assert!(
+            !house.run(&["tenant", "create", bad, "--region", "eu", "--root", "tenants"]).status.success(),
+            "{bad}"
+        );
+    }
+    let listed = house.run(&["--json", "tenant", "ls", "--root", "tenants"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((listed[0]["tenant"].as_str(), listed[0]["region"].as_str()), (Some("acme"), Some("eu")));
+    assert!(Path::new(listed[0]["data"].as_str().unwrap()).is_absolute());
+}
