@@ -27,6 +27,7 @@ pub(crate) const PAGES: &[(&str, &str)] = &[
     ("step_limit", include_str!("../../../docs/errors/step_limit.md")),
     ("time_limit", include_str!("../../../docs/errors/time_limit.md")),
     ("token_limit", include_str!("../../../docs/errors/token_limit.md")),
+    ("rate_limited", include_str!("../../../docs/errors/rate_limited.md")),
     ("spend_limit", include_str!("../../../docs/errors/spend_limit.md")),
     ("model_rejected", include_str!("../../../docs/errors/model_rejected.md")),
     ("model_unavailable", include_str!("../../../docs/errors/model_unavailable.md")),
