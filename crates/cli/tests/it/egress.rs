@@ -737,9 +737,9 @@ async fn calls_beyond_the_limit_wait_and_refusals_cannot_fill_the_audit() {
     assert!(said.starts_with("200 200 200 429 429 "), "{said}");
     assert!(said.contains("egress_limit") && said.to_lowercase().contains("retry-after: "), "{said}");
     assert_eq!(stack.bash(&other, "curl -sS https://api.example.test/x").await.0, "/x over HTTP/2.0");
-    // Names that nobody may know, one after another.
-    let names =
-        "import socket\nfor i in range(320):\n try: socket.getaddrinfo('n%d.test' % i, 443)\n except OSError: pass";
+    // Names that nobody may know, one after another; the last one, after a pause,
+    // tells how many were not written.
+    let names = "import socket,time\nfor i in range(320):\n if i == 319: time.sleep(0.3)\n try: socket.getaddrinfo('n%d.test' % i, 443)\n except OSError: pass";
     stack
         .bash(&session("api").await.id, &format!("python3 -c \"$(printf '%b' \"{}\")\"", names.replace('\n', "\\n")))
         .await;
