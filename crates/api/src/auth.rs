@@ -115,6 +115,8 @@ async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
             return Err(error);
         }
     };
+    // Refusals count as well.
+    api.quotas.take(&principal.caller)?;
     // Names of files are bytes; everything else is text, or nothing.
     if !asked.text.contains("/files/") && percent_decode_str(&asked.text).decode_utf8().is_err() {
         return Err(ApiError::new(ErrorCode::NotFound, "there is nothing at this path"));
@@ -129,7 +131,6 @@ async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
         // Known, and about to be told that there is nothing, or no such method.
         None => {}
     }
-    api.quotas.take(&principal.caller)?;
     if let Some(only) = &principal.session {
         within(only, path.unwrap_or_default(), &asked.text)?;
     }

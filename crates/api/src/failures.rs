@@ -20,27 +20,29 @@ const STEP: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_millis(250);
 /// Addresses that are remembered.
 const KEPT: usize = 10_000;
+/// Failures that are written down in a second, of all addresses together: nobody
+/// can fill the audit by having many.
+const WRITTEN: u32 = 10;
 
 /// Failures by address.
 #[derive(Debug, Default)]
-pub struct Failures(Mutex<HashMap<Option<IpAddr>, Count>>);
+pub struct Failures(Mutex<State>);
 
-#[derive(Debug)]
-struct Count {
-    since: Instant,
-    failures: u32,
+#[derive(Debug, Default)]
+struct State {
+    /// When counting began, and how many there were.
+    by_address: HashMap<Option<IpAddr>, (Option<Instant>, u32)>,
+    /// The second that is being written about, and how many were.
+    written: (Option<Instant>, u32),
     /// Failures that were not written down.
-    unwritten: u32,
-    written: Option<Instant>,
+    unwritten: u64,
 }
 
 impl Failures {
     /// One more failure: written down, and held back.
     pub(crate) async fn note(&self, api: &Api, address: Option<IpAddr>, rule: &str) {
-        let (unwritten, before) = self.count(address);
-        if before > PASS {
-            tokio::time::sleep((STEP * (before - PASS)).min(LONGEST)).await;
-        }
+        let (unwritten, delay) = self.count(address);
+        tokio::time::sleep(delay).await;
         let Some(unwritten) = unwritten else { return };
         let entry = AuditEntry {
             stream: "access".into(),
@@ -54,26 +56,51 @@ impl Failures {
     }
 
     /// Counts it. First, if it is to be written down: with how many that were not;
-    /// then how many there have been.
-    fn count(&self, address: Option<IpAddr>) -> (Option<u32>, u32) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.len() >= KEPT {
-            counts.retain(|_, count| count.since.elapsed() < WINDOW);
-            if counts.len() >= KEPT {
-                counts.clear();
+    /// then how long its answer is held back.
+    fn count(&self, address: Option<IpAddr>) -> (Option<u64>, Duration) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |since: Option<Instant>, length| since.is_none_or(|since| since.elapsed() >= length);
+        if state.by_address.len() >= KEPT {
+            state.by_address.retain(|_, (since, _)| !is_over(*since, WINDOW));
+            if state.by_address.len() >= KEPT {
+                state.by_address.clear();
             }
         }
-        let fresh = || Count { since: Instant::now(), failures: 0, unwritten: 0, written: None };
-        let count = counts.entry(address).or_insert_with(fresh);
-        if count.since.elapsed() >= WINDOW {
-            (count.since, count.failures) = (Instant::now(), 0);
+        let (since, failures) = state.by_address.entry(address).or_default();
+        if is_over(*since, WINDOW) {
+            (*since, *failures) = (Some(Instant::now()), 0);
         }
-        count.failures += 1;
-        if count.written.is_some_and(|written| written.elapsed() < Duration::from_secs(1)) {
-            count.unwritten += 1;
-            return (None, count.failures);
+        *failures += 1;
+        let delay = (STEP * failures.saturating_sub(PASS)).min(LONGEST);
+        if is_over(state.written.0, Duration::from_secs(1)) {
+            state.written = (Some(Instant::now()), 0);
         }
-        count.written = Some(Instant::now());
-        (Some(std::mem::take(&mut count.unwritten)), count.failures)
+        if state.written.1 >= WRITTEN {
+            state.unwritten += 1;
+            return (None, delay);
+        }
+        state.written.1 += 1;
+        (Some(std::mem::take(&mut state.unwritten)), delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_is_slowed_and_many_do_not_fill_the_audit() {
+        let failures = Failures::default();
+        let one = Some(IpAddr::from([192, 0, 2, 1]));
+        let delays: Vec<Duration> = (0..100).map(|_| failures.count(one).1).collect();
+        assert!(delays[..30].iter().all(Duration::is_zero));
+        assert_eq!((delays[30], delays[31], delays[99]), (STEP, STEP * 2, LONGEST));
+        let began = Instant::now();
+        let many = (0..20_000_u32).map(|n| failures.count(Some(IpAddr::from(n.to_be_bytes()))));
+        let (written, slowed) = many.fold((0, 0), |sum, (told, delay)| {
+            (sum.0 + u64::from(told.is_some()), sum.1 + u64::from(!delay.is_zero()))
+        });
+        assert!(written <= u64::from(WRITTEN) * (began.elapsed().as_secs() + 1), "{written}");
+        assert_eq!(slowed, 0, "others are not");
     }
 }

@@ -89,7 +89,7 @@ codes! {
     RangeNotSatisfiable = "range_not_satisfiable", 416, Client, false;
     /// The idempotency key was used with another body or session.
     IdempotencyMismatch = "idempotency_mismatch", 422, Client, false;
-    /// The caller, or the address, has made as many calls as it may for now.
+    /// The caller, or all callers together, have made as many calls as they may.
     RateLimited = "rate_limited", 429, Client, true;
     /// As many messages wait for the session as may.
     QueueFull = "queue_full", 429, Client, true;

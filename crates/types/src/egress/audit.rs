@@ -13,7 +13,8 @@ pub enum Decision {
     Denied,
     /// It was to go out, and failed.
     Failed,
-    /// An act of the vault: a credential was set, used for a token, removed.
+    /// An act: a credential was set, used for a token, removed; a key was made,
+    /// replaced, ended.
     Vault,
 }
 
@@ -45,7 +46,8 @@ pub struct AuditEntry {
     /// The session, if one is concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
-    /// `http`, `dns`, `tls`, `websocket`, `model` or `vault`.
+    /// `http`, `dns`, `tls`, `websocket`, `model`, `vault`, or `access`: API keys, and
+    /// callers without one.
     pub stream: String,
     /// What was decided.
     #[serde(skip_serializing_if = "Option::is_none")]
