@@ -23,18 +23,9 @@ fn admin(caller: &str) -> NewKey {
 /// Makes a key and stores its hash. The returned key is the only copy.
 pub(crate) async fn make(store: &Store, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
     what.check().map_err(|why| ServerError::Config(why.into()))?;
-    let mut random = [0; 32];
-    getrandom::fill(&mut random).map_err(failed)?;
-    let key = ApiKey::new(tenant, random).map_err(failed)?;
-    store.add_key(&id()?, &key, what, unix_now()).await.map_err(failed)?;
+    let (id, key) = Store::fresh_key(tenant).map_err(failed)?;
+    store.add_key(&id, &key, what, unix_now()).await.map_err(failed)?;
     Ok(key)
-}
-
-fn id() -> Result<String, ServerError> {
-    let mut random = [0; 10];
-    getrandom::fill(&mut random).map_err(failed)?;
-    let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("key_{digits}"))
 }
 
 /// The key of a development server: kept in a file of the data directory, so
@@ -47,7 +38,8 @@ pub(crate) async fn development(store: &Store, tenant: &str, data: &Path) -> Res
     {
         // Known already, unless the store is another: a full disk keeps nobody out.
         if store.known(&key, unix_now()).await.map_err(failed)?.is_none() {
-            store.add_key(&id()?, &key, admin("default"), unix_now()).await.map_err(failed)?;
+            let (id, _) = Store::fresh_key(tenant).map_err(failed)?;
+            store.add_key(&id, &key, admin("default"), unix_now()).await.map_err(failed)?;
         }
         return Ok(key);
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use cloister_sandbox::files::View;
 use cloister_sandbox::host::Host;
 use cloister_store::{Store, StoredSession};
+use cloister_types::key::ApiKey;
 use cloister_types::link::Enforced;
 use cloister_types::transcript::Metered;
 use cloister_types::wire::{SandboxReport, SessionRecord, SessionStatus};
@@ -146,6 +147,14 @@ impl Sessions {
 
     pub(crate) fn clock(&self) -> &LifeClock {
         &self.clock
+    }
+
+    /// A new API key of a tenant's, and an id for it; neither is stored yet.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn fresh_key(&self, tenant: &str) -> Result<(String, ApiKey), SessionError> {
+        Ok(Store::fresh_key(tenant)?)
     }
 
     /// The store, for what is not about sessions: API keys.

@@ -64,6 +64,20 @@ fn record(db: &Connection, id: &str, now: f64) -> Result<Option<KeyRecord>> {
 }
 
 impl Store {
+    /// A new key of a tenant's, and an id for it; neither is stored yet.
+    ///
+    /// # Errors
+    /// There is no randomness, or the name is not a tenant's.
+    pub fn fresh_key(tenant: &str) -> Result<(String, ApiKey)> {
+        let failed = |why: &str| StoreError::Broken(format!("a key cannot be made: {why}"));
+        let (mut token, mut id) = ([0; 32], [0; 10]);
+        let filled = aws_lc_rs::rand::fill(&mut token).and_then(|()| aws_lc_rs::rand::fill(&mut id));
+        filled.map_err(|_| failed("no randomness"))?;
+        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = ApiKey::new(tenant, token).map_err(|error| failed(&error.to_string()))?;
+        Ok((format!("key_{id}"), key))
+    }
+
     /// Adds a key.
     ///
     /// # Errors

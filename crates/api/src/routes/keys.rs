@@ -51,15 +51,8 @@ async fn act(api: &Api, rule: &str, id: &str, caller: &str) -> Answer<()> {
 }
 
 /// A new key in clear, and an id.
-fn make(api: &Api) -> Answer<(String, ApiKey)> {
-    let mut random = [0; 42];
-    let failed = |_| ApiError::new(ErrorCode::Internal, "there is no randomness");
-    getrandom::fill(&mut random).map_err(failed)?;
-    let (body, id) = random.split_at(32);
-    let body = <[u8; 32]>::try_from(body).unwrap_or_default();
-    let key = ApiKey::new(&api.tenant, body).map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
-    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((format!("key_{id}"), key))
+fn fresh(api: &Api) -> Answer<(String, ApiKey)> {
+    Ok(api.sessions.fresh_key(&api.tenant)?)
 }
 
 /// A caller makes no key that may more than the caller.
@@ -88,7 +81,7 @@ pub(super) async fn create(
     let new: NewKey = parse(json(body).await?)?;
     new.check().map_err(ApiError::invalid)?;
     may_make(&principal, new.role)?;
-    let (id, key) = make(&api)?;
+    let (id, key) = fresh(&api)?;
     act(&api, "key_made", &id, &principal.caller).await?;
     let record = api.sessions.store().add_key(&id, &key, new, unix_now()).await.map_err(SessionError::from)?;
     Ok((StatusCode::CREATED, Json(MadeKey { key: key.reveal().to_owned(), record })))
@@ -127,7 +120,7 @@ pub(super) async fn rotate(
         return Err(ApiError::invalid("grace is 0 to 2592000 seconds"));
     }
     may_make(&principal, find(&api, &id).await?.role)?;
-    let (_, key) = make(&api)?;
+    let (_, key) = fresh(&api)?;
     act(&api, "key_rotated", &id, &principal.caller).await?;
     let rotated = api.sessions.store().rotate_key(&id, &key, grace, unix_now()).await.map_err(SessionError::from)?;
     let ended = || ApiError::new(ErrorCode::Conflict, "the key has ended; make a new one");
