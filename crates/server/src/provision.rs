@@ -8,7 +8,7 @@ use cloister_types::access::{NewKey, Role};
 use serde::Serialize;
 
 use crate::ServerError;
-use crate::files::{make_private_folder, take};
+use crate::files::{DataLock, make_private_folder, take};
 use crate::stamp::{Stamp, suspension};
 
 /// How long a server may take to hear that its tenant is suspended.
@@ -145,12 +145,8 @@ fn wipe(path: &Path) -> std::io::Result<()> {
 }
 
 /// Waits until nothing of a tenant is at work: no server, and no vault that serves
-/// turns which outlived one.
-fn alone(data: &Path) -> Result<impl Drop + use<>, ServerError> {
-    struct Alone(#[expect(dead_code, reason = "held for their locks")] (crate::files::DataLock, Option<std::fs::File>));
-    impl Drop for Alone {
-        fn drop(&mut self) {}
-    }
+/// turns which outlived one. The locks keep it so.
+fn alone(data: &Path) -> Result<(DataLock, Option<std::fs::File>), ServerError> {
     let end = Instant::now() + PATIENCE;
     let lock = loop {
         match take(data) {
@@ -169,5 +165,5 @@ fn alone(data: &Path) -> Result<impl Drop + use<>, ServerError> {
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
-    Ok(Alone((lock, vault)))
+    Ok((lock, vault))
 }

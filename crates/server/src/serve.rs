@@ -61,10 +61,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     }
     let lock = take(&data)?;
     let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
-    let door = match &tls {
-        Some(_) => Some(open_door(&data)?),
-        None => None,
-    };
+    let door = tls.as_ref().map(|_| open_door(&data)).transpose()?;
     let tenant = Tenant::open(&config, &data, &scripted).await?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::https::Https;
 use crate::key::{Key, hex};
-use crate::sign::{AwsKeys, aws, aws_time};
+use crate::sign::{self, AwsKeys, aws_time};
 use crate::wire::AwsCall;
 
 /// How long a service may take.
@@ -26,36 +26,46 @@ pub(crate) const MARK: &str = "kms:";
 
 /// A key management service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Kms {
-    /// The transit engine of HashiCorp Vault or OpenBao, with a key of a kind
-    /// that takes associated data, such as `aes256-gcm96`.
-    Transit {
-        /// `https://host:port`.
-        address: String,
-        /// Where the engine is mounted.
-        #[serde(default = "transit")]
-        mount: String,
-        /// The key's name.
-        key: String,
-        /// A file with the token.
-        token_file: PathBuf,
-        /// The namespace, where there are some.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        namespace: Option<String>,
-    },
-    /// AWS KMS, with a symmetric key.
-    Aws {
-        /// The key's id or ARN.
-        key: String,
-        /// Its region.
-        region: String,
-        /// A file of AWS's form, with `aws_access_key_id` and so on.
-        credentials_file: PathBuf,
-        /// Another address than the region's.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        endpoint: Option<String>,
-    },
+    /// The transit engine of HashiCorp Vault or OpenBao.
+    Transit(Transit),
+    /// AWS KMS.
+    Aws(Aws),
+}
+
+/// A key of a transit engine, of a kind that takes associated data, such as
+/// `aes256-gcm96`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transit {
+    /// `https://host:port`.
+    pub address: String,
+    /// Where the engine is mounted.
+    #[serde(default = "transit")]
+    pub mount: String,
+    /// The key's name.
+    pub key: String,
+    /// A file with the token.
+    pub token_file: PathBuf,
+    /// The namespace, where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+/// A symmetric key of AWS KMS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aws {
+    /// The key's id or ARN.
+    pub key: String,
+    /// Its region.
+    pub region: String,
+    /// A file of AWS's form, with `aws_access_key_id` and so on.
+    pub credentials_file: PathBuf,
+    /// Another address than the region's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
 }
 
 fn transit() -> String {
@@ -74,8 +84,8 @@ impl Kms {
     /// The file that lets us call it.
     pub fn file(&mut self) -> &mut PathBuf {
         match self {
-            Self::Transit { token_file, .. } => token_file,
-            Self::Aws { credentials_file, .. } => credentials_file,
+            Self::Transit(transit) => &mut transit.token_file,
+            Self::Aws(aws) => &mut aws.credentials_file,
         }
     }
 
@@ -83,10 +93,12 @@ impl Kms {
     pub(crate) fn close(&self, whose: Whose<'_>, key: &Key, extra_ca: Option<&Path>) -> Result<String, String> {
         let plain = Zeroizing::new(STANDARD.encode(key.bytes()));
         let answer = match self {
-            Self::Transit { .. } => {
-                self.transit("encrypt", whose, ("plaintext", &plain), extra_ca)?["data"]["ciphertext"].take()
+            Self::Transit(service) => {
+                service.call("encrypt", whose, ("plaintext", &plain), extra_ca)?["data"]["ciphertext"].take()
             }
-            Self::Aws { .. } => self.aws("Encrypt", whose, ("Plaintext", &plain), extra_ca)?["CiphertextBlob"].take(),
+            Self::Aws(service) => {
+                service.call("Encrypt", whose, ("Plaintext", &plain), extra_ca)?["CiphertextBlob"].take()
+            }
         };
         let text = answer.as_str().ok_or("the key service gave no ciphertext")?;
         Ok(format!("{MARK}{text}\n"))
@@ -95,26 +107,28 @@ impl Kms {
     /// Opens what stands after the mark.
     pub(crate) fn open(&self, whose: Whose<'_>, closed: &str, extra_ca: Option<&Path>) -> Result<Key, String> {
         let answer = match self {
-            Self::Transit { .. } => {
-                self.transit("decrypt", whose, ("ciphertext", closed), extra_ca)?["data"]["plaintext"].take()
+            Self::Transit(service) => {
+                service.call("decrypt", whose, ("ciphertext", closed), extra_ca)?["data"]["plaintext"].take()
             }
-            Self::Aws { .. } => self.aws("Decrypt", whose, ("CiphertextBlob", closed), extra_ca)?["Plaintext"].take(),
+            Self::Aws(service) => {
+                service.call("Decrypt", whose, ("CiphertextBlob", closed), extra_ca)?["Plaintext"].take()
+            }
         };
         let Value::String(plain) = answer else { return Err("the key service gave no plaintext".into()) };
         let bytes = Zeroizing::new(STANDARD.decode(Zeroizing::new(plain).as_bytes()).unwrap_or_default());
         Key::from_bytes(&bytes).map_err(|_| "the key service opened something else than a key".into())
     }
+}
 
-    fn transit(
+impl Transit {
+    fn call(
         &self,
         verb: &str,
         Whose { tenant, region }: Whose<'_>,
         (name, value): (&str, &str),
         extra_ca: Option<&Path>,
     ) -> Result<Value, String> {
-        let Self::Transit { address, mount, key, token_file, namespace } = self else {
-            return Err("no transit".into());
-        };
+        let Self { address, mount, key, token_file, namespace } = self;
         let token = read(token_file)?;
         let mut request = Request::builder().header("x-vault-token", token.trim());
         if let Some(namespace) = namespace {
@@ -125,15 +139,17 @@ impl Kms {
         let url = format!("{}/v1/{}/{verb}/{key}", address.trim_end_matches('/'), mount.trim_matches('/'));
         call(&url, request, body, extra_ca)
     }
+}
 
-    fn aws(
+impl Aws {
+    fn call(
         &self,
         verb: &str,
         Whose { tenant, region: home }: Whose<'_>,
         (name, value): (&str, &str),
         extra_ca: Option<&Path>,
     ) -> Result<Value, String> {
-        let Self::Aws { key, region, credentials_file, endpoint } = self else { return Err("no AWS".into()) };
+        let Self { key, region, credentials_file, endpoint } = self;
         let text = read(credentials_file)?;
         let field = |name: &str| {
             let lines = text.lines().filter_map(|line| line.split_once('='));
@@ -165,7 +181,7 @@ impl Kms {
         };
         let mut request =
             Request::builder().header(header::CONTENT_TYPE, headers[0].1).header("x-amz-target", target.as_str());
-        for (name, value) in aws(&keys, "kms", region, &signed) {
+        for (name, value) in sign::aws(&keys, "kms", region, &signed) {
             request = request.header(name, value);
         }
         call(&format!("{address}/"), request, body, extra_ca)

@@ -11,7 +11,8 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// `[listen]`; an address alone is one as well.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Listen {
     /// Where the API listens.
     pub address: SocketAddr,
@@ -29,12 +30,12 @@ pub struct Listen {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_crl: Option<PathBuf>,
     /// Networks that may call; all if none is named.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "networks", skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<IpNet>,
     /// Do balancers in front say who calls (PROXY protocol, version 2)?
     pub proxy_protocol: ProxyProtocol,
     /// Networks of those balancers; nobody else is believed.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "networks", skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<IpNet>,
     /// Endpoints of a cloud's private link that may call, by its own ids: `vpce-...`,
     /// or the number of Azure or Google. Nobody else may then.
@@ -71,87 +72,39 @@ impl Default for Listen {
     }
 }
 
-/// The table's form.
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Table {
-    address: SocketAddr,
-    tls_cert: Option<PathBuf>,
-    tls_key: Option<PathBuf>,
-    client_ca: Option<PathBuf>,
-    client_crl: Option<PathBuf>,
-    allow: Vec<Network>,
-    proxy_protocol: ProxyProtocol,
-    trusted_proxies: Vec<Network>,
-    endpoint_ids: Vec<String>,
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        let Listen { address, .. } = Listen::default();
-        Self {
-            address,
-            tls_cert: None,
-            tls_key: None,
-            client_ca: None,
-            client_crl: None,
-            allow: Vec::new(),
-            proxy_protocol: ProxyProtocol::Off,
-            trusted_proxies: Vec::new(),
-            endpoint_ids: Vec::new(),
-        }
-    }
-}
-
-/// A network; an address alone is one of one address.
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct Network(IpNet);
-
-impl TryFrom<String> for Network {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
+/// Networks; an address alone is one of one address.
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let parse = |text: &String| {
         let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-        parsed.map(Self).map_err(|_| format!("{text:?} is not a network such as 10.0.0.0/8 or 2001:db8::/32"))
-    }
+        parsed.map(|network| network.trunc()).map_err(|_| {
+            serde::de::Error::custom(format!("{text:?} is not a network such as 10.0.0.0/8 or 2001:db8::/32"))
+        })
+    };
+    Vec::<String>::deserialize(deserializer)?.iter().map(parse).collect()
 }
 
-impl<'de> Deserialize<'de> for Listen {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
+/// The table, or an address alone.
+pub(super) fn address_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
+    struct Either;
 
-        impl<'de> Visitor<'de> for Either {
-            type Value = Listen;
+    impl<'de> Visitor<'de> for Either {
+        type Value = Listen;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an address such as 0.0.0.0:8443, or a table")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Listen, E> {
-                let address = text.parse().map_err(|_| E::custom(format!("{text:?} is not ip:port")))?;
-                Ok(Listen { address, ..Listen::default() })
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Listen, M::Error> {
-                let table = Table::deserialize(MapAccessDeserializer::new(map))?;
-                let networks = |all: Vec<Network>| all.into_iter().map(|network| network.0.trunc()).collect();
-                Ok(Listen {
-                    address: table.address,
-                    tls_cert: table.tls_cert,
-                    tls_key: table.tls_key,
-                    client_ca: table.client_ca,
-                    client_crl: table.client_crl,
-                    allow: networks(table.allow),
-                    proxy_protocol: table.proxy_protocol,
-                    trusted_proxies: networks(table.trusted_proxies),
-                    endpoint_ids: table.endpoint_ids,
-                })
-            }
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an address such as 0.0.0.0:8443, or a table")
         }
 
-        deserializer.deserialize_any(Either)
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Listen, E> {
+            let address = text.parse().map_err(|_| E::custom(format!("{text:?} is not ip:port")))?;
+            Ok(Listen { address, ..Listen::default() })
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Listen, M::Error> {
+            Listen::deserialize(MapAccessDeserializer::new(map))
+        }
     }
+
+    deserializer.deserialize_any(Either)
 }
 
 impl Listen {

@@ -32,6 +32,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     /// Where the API listens.
+    #[serde(deserialize_with = "listen::address_or_table")]
     pub listen: Listen,
     /// How callers show who they are.
     pub auth: Auth,

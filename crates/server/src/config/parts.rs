@@ -102,7 +102,7 @@ impl Config {
         let VaultTable { kms, recovery, .. } = self.vault.clone();
         let extra_ca = self.egress.extra_ca.clone();
         // One that the operator names and no service closes is the operator's.
-        let makes_key = kms.is_some() || key_file.starts_with(&data);
+        let makes_key = kms.is_some() || (self.vault.key_file.is_none() && key_file.starts_with(&data));
         Ok(Place { data, tenant, region, key_file, previous_key_file, kms, extra_ca, makes_key, recovery, guard_file })
     }
 }
