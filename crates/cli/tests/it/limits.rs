@@ -159,3 +159,16 @@ async fn limits_hold_where_a_group_is_left_to_the_server_and_else_it_says_so() {
         drop(stack);
     }
 }
+
+#[tokio::test]
+async fn what_runs_in_a_sandbox_is_behind_the_server() {
+    for who in As::all() {
+        let stack = Stack::start_as(who).await;
+        let session = stack.session().await;
+        let inside: i32 = stack.bash(&session, "nice").await.0.trim().parse().unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", stack.pid())).unwrap();
+        // The nineteenth field (proc(5)), counted from behind the name.
+        let server: i32 = stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap().parse().unwrap();
+        assert_eq!(inside - server, 10, "{who:?}");
+    }
+}

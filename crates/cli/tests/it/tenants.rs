@@ -116,6 +116,13 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
     assert_eq!(call("other.example.test", &key(&other)), 200);
     assert!(running[0].0.try_wait().unwrap().is_some());
     assert!(!serve_says(&house, "acme").is_empty());
+    // Resumed, it is as it was, and ends again with the next suspension.
+    assert!(house.run(&["tenant", "resume", "acme", "--root", "tenants"]).status.success());
+    let (data, config) = (house.data("acme"), house.root.path().join("acme.toml"));
+    let arguments = ["serve", "--data", data.to_str().unwrap(), "--config", config.to_str().unwrap()];
+    let (_resumed, _) = house.start("acme.json", &arguments).await;
+    assert_eq!(call("acme.example.test", &key(&acme)), 200);
+    assert!(house.run(&["tenant", "suspend", "acme", "--root", "tenants"]).status.success());
     // Removed, nothing of it can be read.
     assert!(house.run(&["tenant", "rm", "acme", "--root", "tenants"]).status.success());
     assert!(!house.data("acme").exists());
