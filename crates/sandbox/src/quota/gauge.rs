@@ -141,7 +141,9 @@ impl Gauge {
 
     /// What the busy must be told now, if anything: that it is full, and how
     /// often in a row nobody was seen to write and it has grown all the same.
-    pub(super) fn news(&mut self, disk: Option<Full>, free: u64) -> Option<(Full, u32)> {
+    /// `answered`: all who were told have said whether they saw somebody; until
+    /// then it is not known that nobody was seen.
+    pub(super) fn news(&mut self, disk: Option<Full>, free: u64, answered: bool) -> Option<(Full, u32)> {
         let used = self.counted.as_ref()?.used;
         let Some(why) = disk.or_else(|| self.over(used)) else {
             self.told = None;
@@ -156,7 +158,7 @@ impl Gauge {
         let stage = match self.told.filter(|told| told.kind == kind) {
             Some(told) if !level.exceeds(told.level.plus(STEP)) => return None,
             Some(told) if told.found => 0,
-            Some(told) => told.stage + 1,
+            Some(told) => told.stage + u32::from(answered),
             None => 0,
         };
         self.told = Some(Told { kind, level, stage, found: false });
@@ -239,10 +241,10 @@ mod tests {
         let now = Instant::now();
         let free = 500 * MB;
         let mut gauge = gauge(amount(100, 10), amount(500, 5000), now);
-        assert_eq!(gauge.news(None, free), None);
+        assert_eq!(gauge.news(None, free, true), None);
         let mut count = |megabytes| {
             gauge.counted(amount(megabytes, 10), amount(500, 5000), now, Duration::ZERO);
-            gauge.news(None, free).map(|(_, stage)| stage)
+            gauge.news(None, free, true).map(|(_, stage)| stage)
         };
         assert_eq!(count(101), Some(0));
         assert_eq!(count(101), None);
@@ -257,11 +259,11 @@ mod tests {
     fn while_writers_are_found_nobody_else_is_suspected() {
         let now = Instant::now();
         let mut gauge = gauge(amount(101, 10), amount(500, 5000), now);
-        assert!(matches!(gauge.news(None, 0), Some((_, 0))));
+        assert!(matches!(gauge.news(None, 0, true), Some((_, 0))));
         for megabytes in [110, 120, 130, 140] {
             gauge.found(megabytes < 130);
             gauge.counted(amount(megabytes, 10), amount(500, 5000), now, Duration::ZERO);
-            let stage = gauge.news(None, 0).unwrap().1;
+            let stage = gauge.news(None, 0, true).unwrap().1;
             assert_eq!(stage, [0, 0, 1, 2][(megabytes as usize - 110) / 10]);
         }
     }
@@ -272,9 +274,9 @@ mod tests {
         assert_eq!(gauge.disk(11 * MB, 1000 * MB), None);
         let full = gauge.disk(9 * MB, 1000 * MB);
         assert_eq!(full, Some(Full::Disk { free: 9 * MB, kept: 10 * MB }));
-        assert_eq!(gauge.news(full, 9 * MB), Some((full.unwrap(), 0)));
-        assert_eq!(gauge.news(full, 9 * MB), None);
-        assert_eq!(gauge.news(full, 7 * MB), Some((full.unwrap(), 1)));
+        assert_eq!(gauge.news(full, 9 * MB, true), Some((full.unwrap(), 0)));
+        assert_eq!(gauge.news(full, 9 * MB, true), None);
+        assert_eq!(gauge.news(full, 7 * MB, true), Some((full.unwrap(), 1)));
         // Of a small disk, a twentieth.
         assert_eq!(gauge.disk(9 * MB, 100 * MB), None);
     }
@@ -284,9 +286,9 @@ mod tests {
         let now = Instant::now();
         let mut gauge = gauge(amount(120, 1), amount(500, 5000), now);
         let full = gauge.disk(9 * MB, 1000 * MB);
-        assert!(gauge.news(full, 9 * MB).is_some());
-        assert!(matches!(gauge.news(None, 500 * MB), Some((Full::Bytes { .. }, 0))));
+        assert!(gauge.news(full, 9 * MB, true).is_some());
+        assert!(matches!(gauge.news(None, 500 * MB, true), Some((Full::Bytes { .. }, 0))));
         gauge.counted(amount(200, 1), amount(400, 5000), now, Duration::ZERO);
-        assert!(matches!(gauge.news(None, 400 * MB), Some((Full::Bytes { .. }, 1))));
+        assert!(matches!(gauge.news(None, 400 * MB, true), Some((Full::Bytes { .. }, 1))));
     }
 }

@@ -2,7 +2,7 @@
 //! any other descriptor than the workspace and its members' sockets.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fstat, fstatvfs, openat};
@@ -18,6 +18,10 @@ use crate::sys::{self, Forked};
 
 /// How often the disk is looked at while programs are at work.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// How long a supervisor that was told of a full workspace has to say whether
+/// it saw somebody write; one that is held up has not seen that nobody did.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// From the spawner: here is one more who writes. The socket comes along.
 #[derive(Debug, Serialize, Deserialize)]
@@ -81,8 +85,21 @@ fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
 struct Member {
     socket: OwnedFd,
     busy: bool,
+    /// When it was told that the workspace is full, until it has answered.
+    told: Option<Instant>,
     /// Granted to its uploads under way.
     live: Amount,
+}
+
+impl Member {
+    fn new(socket: OwnedFd) -> Self {
+        Self { socket, busy: false, told: None, live: Amount::default() }
+    }
+
+    /// Has it answered what it was told, or had the time to?
+    fn has_answered(&self, now: Instant) -> bool {
+        self.told.is_none_or(|told| now.saturating_duration_since(told) > ANSWER)
+    }
 }
 
 /// What is measured.
@@ -135,7 +152,7 @@ fn run(control: OwnedFd, place: &Place, allowance: Allowance) {
                 Some(Ok(Some((Join, fds)))) => {
                     // Nobody who does not read may hold up the others.
                     let joined = fds.into_iter().filter(|socket| rustix::io::ioctl_fionbio(socket, true).is_ok());
-                    members.extend(joined.map(|socket| Member { socket, busy: false, live: Amount::default() }));
+                    members.extend(joined.map(|socket| Member::new(socket)));
                 }
                 _ => control = None,
             }
@@ -149,8 +166,11 @@ fn run(control: OwnedFd, place: &Place, allowance: Allowance) {
 /// What a member says; `None` if it is gone.
 fn hear(member: &mut Member, gauge: &mut Gauge, place: &Place) -> Option<()> {
     match protocol::receive::<Word>(&member.socket).ok()??.0 {
-        Word::Busy(busy) => member.busy = busy,
-        Word::Found(wrote) => gauge.found(wrote),
+        Word::Busy(busy) => (member.busy, member.told) = (busy, None),
+        Word::Found(wrote) => {
+            member.told = None;
+            gauge.found(wrote);
+        }
         Word::Reserve(more) => {
             let said = match reserve(gauge, place, more) {
                 None => {
@@ -192,11 +212,14 @@ fn reserve(gauge: &mut Gauge, place: &Place, more: Amount) -> Option<Full> {
 /// Counts if it is time to, and tells the busy what they must know.
 fn look(gauge: &mut Gauge, place: &Place, members: &mut [Member]) {
     let Ok((free, size)) = disk(&place.disk) else { return };
-    if gauge.is_due(free, Instant::now()) {
+    let now = Instant::now();
+    if gauge.is_due(free, now) {
         count(gauge, &place.workspace, free);
     }
-    if let Some((why, stage)) = gauge.news(gauge.disk(free.bytes, size), free.bytes) {
-        for member in members.iter().filter(|member| member.busy) {
+    let answered = members.iter().all(|member| member.has_answered(now));
+    if let Some((why, stage)) = gauge.news(gauge.disk(free.bytes, size), free.bytes, answered) {
+        for member in members.iter_mut().filter(|member| member.busy && member.has_answered(now)) {
+            member.told = Some(now);
             // One that is gone is noticed where it is heard.
             let _ = protocol::send(&member.socket, &Said::Full { why, stage }, &[]);
         }
@@ -246,6 +269,38 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(2), "the room is lost");
         }
         drop((second, control));
+        meter.join().unwrap();
+    }
+
+    #[test]
+    fn who_has_not_answered_yet_has_not_said_that_nobody_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace: OwnedFd = std::fs::File::open(folder.path()).unwrap().into();
+        let (control, theirs) = pair().unwrap();
+        let allowance = Allowance { bytes: MB, files: 100, free_bytes: 0 };
+        let meter = std::thread::spawn(move || run(theirs, &Place::of(&workspace).unwrap(), allowance));
+        let [slow, quick] = [(); 2].map(|()| {
+            let (ours, theirs) = pair().unwrap();
+            protocol::send(&control, &Join, &[theirs.as_fd()]).unwrap();
+            let member = Meter(ours);
+            member.busy(true).unwrap();
+            member
+        });
+        let began = Instant::now();
+        let mut stages = Vec::new();
+        for n in 1..=3 {
+            let block = vec![1; 4 << 20];
+            std::fs::write(folder.path().join(n.to_string()), block).unwrap();
+            let Said::Full { stage, .. } = quick.hear().unwrap() else { panic!("not asked for room") };
+            stages.push(stage);
+            quick.found(false).unwrap();
+        }
+        assert!(began.elapsed() < ANSWER, "too slow a machine to tell: {:?}", began.elapsed());
+        assert_eq!(stages, [0; 3]);
+        slow.found(false).unwrap();
+        std::fs::write(folder.path().join("more"), vec![1; 4 << 20]).unwrap();
+        assert!(matches!(quick.hear().unwrap(), Said::Full { stage: 1, .. }));
+        drop((slow, quick, control));
         meter.join().unwrap();
     }
 }

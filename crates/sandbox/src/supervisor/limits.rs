@@ -31,7 +31,10 @@ impl Supervisor {
     pub(super) fn hear_meter(&mut self) {
         match self.meter.as_ref().map(crate::quota::Meter::hear) {
             Some(Ok(Said::Full { why, stage })) => {
-                let Some(work) = self.work.as_mut().filter(|work| work.ending.is_none()) else { return };
+                let Some(work) = self.work.as_mut().filter(|work| work.ending.is_none()) else {
+                    let _ = self.meter.as_ref().map(|meter| meter.found(false));
+                    return;
+                };
                 // Room can be taken without writing, and so can names.
                 let all = stage >= LAST_STAGE;
                 if init::quell(&self.control, all).is_ok() {
