@@ -58,8 +58,11 @@ const AGENT: &CStr = c"/opt/sandbox/bin/cloister-agent";
 /// What starts it in an image, and with which libraries.
 const LOADER: &CStr = c"/opt/sandbox/lib/loader";
 const LIBRARIES: &CStr = c"/opt/sandbox/lib";
-/// How long tools are watched for writing.
+/// How long tools are watched for writing at a time.
 const WATCH: Duration = Duration::from_millis(50);
+/// How often in a row, until one is seen: on a busy machine whoever fills the
+/// workspace may not get to run in the first.
+const WATCHES: u32 = 5;
 
 /// The whole environment of agent and tools: fixed, nothing inherited.
 /// Pagers, prompts and progress bars only confuse a program.
@@ -159,7 +162,13 @@ fn sweep(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
 fn end_tools(control: &OwnedFd, agents: &[(Pid, u64)], all: bool) {
     let spared = |pid: Pid| pid.is_init() || agents.iter().any(|(agent, _)| *agent == pid);
     let before = written();
-    std::thread::sleep(WATCH);
+    let writes = |(pid, bytes): (&Pid, &u64)| !spared(*pid) && *bytes > before.get(pid).copied().unwrap_or(0);
+    for _ in 0..WATCHES {
+        std::thread::sleep(WATCH);
+        if written().iter().any(writes) {
+            break;
+        }
+    }
     // From here on nothing grows, and nothing gets away.
     let _ = sys::signal_all_others(libc::SIGSTOP);
     let (mut ended, mut wrote) = (HashSet::new(), false);
