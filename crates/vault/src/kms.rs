@@ -8,13 +8,12 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use cloister_dial::{Dialer, Reach};
+use cloister_dial::{Dialer, Https, Reach};
 use http::{Request, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::https::Https;
 use crate::key::{Key, hex};
 use crate::sign::{self, AwsKeys, aws_time};
 use crate::wire::AwsCall;

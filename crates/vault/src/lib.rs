@@ -9,7 +9,6 @@ pub mod wire;
 
 mod desk;
 mod guard;
-mod https;
 mod kek;
 mod key;
 mod kms;

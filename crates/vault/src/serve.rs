@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use cloister_dial::{Dialer, Reach};
+use cloister_dial::{Dialer, Https, Reach};
 use cloister_types::egress::{AuditEntry, ConnectionName, Decision, Secret};
 use cloister_types::{Host, SessionId};
 use tokio::io::AsyncWriteExt;
@@ -19,7 +19,6 @@ use crate::VaultError;
 use crate::audit::Chain;
 use crate::client::{frame, read_frame};
 use crate::desk::Desk;
-use crate::https::Https;
 use crate::process::{check_peer, close_up};
 use crate::records::{Opened, Records, Refusal};
 use crate::scribe::{Scribe, now};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
+use cloister_dial::Https;
 use cloister_types::egress::{ConnectionName, Secret};
 use http::{Request, header};
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,6 @@ use zeroize::Zeroizing;
 
 use crate::VaultError;
 use crate::desk::Desk;
-use crate::https::Https;
 use crate::key::hex;
 use crate::records::{Opened, Refusal};
 use crate::scribe::now;

@@ -5,30 +5,60 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cloister_dial::{Connector, Dialer, Reach, Roots, TlsError, client_config};
 use http::{Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
 
+use crate::{Connector, Dialer, Reach, Roots, TlsError, client_config};
+
 /// Bytes of an answer.
 const ANSWER: usize = 256 << 10;
 
+/// Why there was no answer.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A client that makes one call a connection.
 #[derive(Clone)]
-pub(crate) struct Https(Connector);
+pub struct Https(Connector);
 
 impl Https {
-    pub(crate) fn new(dialer: Dialer, reach: Reach, extra_ca: Option<&Path>) -> Result<Self, TlsError> {
+    /// With the hosts that the operator has placed, and authorities besides the
+    /// machine's.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no certificate.
+    pub fn new(dialer: Dialer, reach: Reach, extra_ca: Option<&Path>) -> Result<Self, TlsError> {
         let tls = client_config(&Roots::read(extra_ca)?, None, false)?;
         Ok(Self(Connector { dialer: Arc::new(dialer), reach, tls }))
     }
 
+    /// Gets what is there. What is not JSON comes back as null.
+    ///
+    /// # Errors
+    /// There is no answer, or too long a one.
+    pub async fn get(&self, url: &str) -> Result<(StatusCode, Value), Failure> {
+        self.send(url, http::Request::get(url).header(header::ACCEPT, "application/json"), Bytes::new()).await
+    }
+
     /// Posts a body. What is not JSON comes back as null.
-    pub(crate) async fn post(
+    ///
+    /// # Errors
+    /// There is no answer, or too long a one.
+    pub async fn post(
         &self,
         url: &str,
         request: http::request::Builder,
         body: Bytes,
-    ) -> Result<(StatusCode, Value), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(StatusCode, Value), Failure> {
+        self.send(url, request.method(Method::POST), body).await
+    }
+
+    async fn send(
+        &self,
+        url: &str,
+        request: http::request::Builder,
+        body: Bytes,
+    ) -> Result<(StatusCode, Value), Failure> {
         let uri: Uri = url.parse()?;
         let stream = self.0.clone().connect(uri.clone()).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
@@ -37,7 +67,6 @@ impl Https {
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let request = request
-            .method(Method::POST)
             .uri(path)
             .header(header::HOST, authority)
             .header(header::USER_AGENT, concat!("cloister/", env!("CARGO_PKG_VERSION")))
