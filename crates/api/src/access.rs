@@ -21,7 +21,9 @@ pub(crate) fn needs(method: &Method, path: &str) -> Option<Needs> {
     use Right::{Audit, Credentials, End, Keys, View, ViewConnections, Work};
     let method = if method == Method::HEAD { "GET" } else { method.as_str() };
     Some(match (method, path) {
-        ("GET", "/health") => Nothing,
+        ("GET", "/health" | "/auth/sign-in" | "/auth/callback") => Nothing,
+        ("GET", "/.well-known/oauth-protected-resource") | ("POST", "/v1/token") => Nothing,
+        ("POST", "/auth/sign-out") => Caller,
         ("GET", "/openapi.json" | "/v1/me") => Caller,
         ("GET", "/v1/sessions" | "/v1/sessions/{id}" | "/v1/sessions/{id}/sandbox") => R(View),
         ("POST", "/v1/sessions") => R(Work),
@@ -38,7 +40,9 @@ pub(crate) fn needs(method: &Method, path: &str) -> Option<Needs> {
         ("POST", "/v1/connections/{name}/test") => R(Credentials),
         ("GET", "/v1/egress") => R(Audit),
         ("GET" | "POST", "/v1/keys") | ("GET" | "DELETE", "/v1/keys/{id}") => R(Keys),
-        ("POST", "/v1/keys/{id}/rotate") => R(Keys),
+        ("POST", "/v1/keys/{id}/rotate" | "/v1/auth/explain") => R(Keys),
+        ("GET", "/v1/sign-ins") | ("DELETE", "/v1/sign-ins/{id}") => R(Keys),
+        ("POST", "/v1/sessions/{id}/tokens") => R(View),
         _ => return None,
     })
 }

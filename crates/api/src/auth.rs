@@ -1,15 +1,15 @@
 //! Who calls, and whether they may. Everything passes here, unknown paths
 //! included, so that nothing can be learned without a key.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use cloister_types::access::{Right, Role};
+use cloister_types::access::Role;
 use cloister_types::key::ApiKey;
+use cloister_types::scope::Scope;
 use cloister_types::{ErrorCode, SessionId};
 use percent_encoding::percent_decode_str;
 
@@ -17,46 +17,12 @@ use crate::Api;
 use crate::access::{Needs, needs};
 use crate::body::drain;
 use crate::error::{Answer, ApiError};
-use crate::require::Scheme;
+use crate::principal::{Origin, Principal, Reach};
+use crate::shown::{Presented, decide, known, look};
 
-/// Where a request comes from, as the listener knows it.
-#[derive(Debug, Clone)]
-pub struct Origin {
-    /// The client's address; none where the connection has none.
-    pub address: Option<IpAddr>,
-    /// Is it one that may call at all?
-    pub allowed: bool,
-    /// Whose certificate came with the connection.
-    pub certified: Option<Certified>,
-}
-
-/// Whom a client certificate stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Certified {
-    /// The name that is kept with what they do.
-    pub caller: String,
-    /// What they may.
-    pub role: Role,
-}
-
-/// Who a request is from.
-#[derive(Debug, Clone)]
-pub(crate) struct Principal {
-    /// The name that is kept with what they do.
-    pub(crate) caller: String,
-    /// What they are; of several, each must allow.
-    pub(crate) roles: Vec<Role>,
-    /// The one session that they reach.
-    pub(crate) session: Option<SessionId>,
-    /// How they have shown who they are.
-    pub(crate) scheme: String,
-}
-
-impl Principal {
-    pub(crate) fn may(&self, right: Right) -> bool {
-        !self.roles.is_empty() && self.roles.iter().all(|role| role.may(right))
-    }
-}
+/// The one path on which a key may be in the URL, where a browser's `EventSource`
+/// has no other place for it.
+const EVENTS: &str = "/v1/sessions/{id}/responses/{rid}/events";
 
 pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let asked = Asked::of(&request);
@@ -68,7 +34,15 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
         Ok(None) => next.run(request).await,
         Err(error) => {
             drain(request.into_body()).await;
-            error.into_response()
+            let mut response = error.into_response();
+            let place = api.sso.as_ref().and_then(|sso| sso.metadata_url());
+            let says = |place| HeaderValue::try_from(format!("Bearer resource_metadata=\"{place}\"")).ok();
+            if let Some(says) = place.and_then(says)
+                && let Some(header) = response.headers_mut().get_mut(header::WWW_AUTHENTICATE)
+            {
+                *header = says;
+            }
+            response
         }
     }
 }
@@ -80,17 +54,22 @@ struct Asked {
     path: Option<String>,
     /// The path as it was sent.
     text: String,
-    authorization: Vec<HeaderValue>,
+    /// A key in the URL.
+    in_url: Option<String>,
+    headers: HeaderMap,
     origin: Option<Origin>,
 }
 
 impl Asked {
     fn of(request: &Request) -> Self {
+        let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+        let key = |query: &str| Some(query.split('&').find_map(|pair| pair.strip_prefix("token="))?.to_owned());
         Self {
             method: request.method().clone(),
-            path: request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()),
+            in_url: request.uri().query().and_then(key).filter(|_| path.as_deref() == Some(EVENTS)),
+            path,
             text: request.uri().path().to_owned(),
-            authorization: request.headers().get_all(header::AUTHORIZATION).iter().cloned().collect(),
+            headers: request.headers().clone(),
             origin: request.extensions().get::<Origin>().cloned(),
         }
     }
@@ -117,6 +96,7 @@ async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
     };
     // Refusals count as well.
     api.quotas.take(&principal.caller)?;
+    same_site(&principal, asked)?;
     // Names of files are bytes; everything else is text, or nothing.
     if !asked.text.contains("/files/") && percent_decode_str(&asked.text).decode_utf8().is_err() {
         return Err(ApiError::new(ErrorCode::NotFound, "there is nothing at this path"));
@@ -131,82 +111,94 @@ async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
         // Known, and about to be told that there is nothing, or no such method.
         None => {}
     }
-    if let Some(only) = &principal.session {
-        within(only, path.unwrap_or_default(), &asked.text)?;
-    }
+    within(api, &principal.reach, &asked.method, path.unwrap_or_default(), &asked.text).await?;
     Ok(Some(principal))
 }
 
 fn not_with(principal: &Principal) -> ApiError {
-    let roles: Vec<&str> = principal.roles.iter().map(|role| role.as_str()).collect();
-    ApiError::new(ErrorCode::Forbidden, format!("a caller that is {} may not do this", roles.join(" and ")))
+    let roles: Vec<&str> = principal.all_roles().into_iter().map(Role::as_str).collect();
+    let are = if roles.is_empty() { "nothing here".into() } else { roles.join(" and ") };
+    ApiError::new(ErrorCode::Forbidden, format!("a caller that is {are} may not do this"))
 }
 
-/// Is the request about the one session that the caller reaches? Others do not
-/// exist for them.
-fn within(only: &SessionId, path: &str, text: &str) -> Answer<()> {
-    match path.strip_prefix("/v1/sessions") {
-        Some(rest) if rest.starts_with("/{id}") => {
-            let named = text.strip_prefix("/v1/sessions/").and_then(|rest| rest.split('/').next()).unwrap_or_default();
-            let named = percent_decode_str(named).decode_utf8_lossy();
-            if named == only.as_str() { Ok(()) } else { Err(ApiError::new(ErrorCode::NotFound, "no such session")) }
-        }
-        _ if matches!(path, "/openapi.json" | "/v1/me" | "") => Ok(()),
-        _ => Err(ApiError::new(ErrorCode::Forbidden, "this key reaches one session and nothing else")),
+/// Whatever changes something with a cookie comes from a page that could read who
+/// the caller is: of this origin.
+fn same_site(principal: &Principal, asked: &Asked) -> Answer<()> {
+    let Some(token) = &principal.csrf else { return Ok(()) };
+    if matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        return Ok(());
     }
+    let head = |name: &str| asked.headers.get(name).map(HeaderValue::as_bytes);
+    let from_here = head("sec-fetch-site").is_none_or(|site| site == b"same-origin");
+    if from_here && head("x-csrf-token") == Some(token.as_bytes()) {
+        return Ok(());
+    }
+    let message = "whoever is signed in with a browser sends X-CSRF-Token with this, as GET /v1/me says it";
+    Err(ApiError::new(ErrorCode::Forbidden, message))
+}
+
+/// Is the request about what the caller reaches? Other sessions do not exist for
+/// them.
+async fn within(api: &Api, reach: &Reach, method: &Method, path: &str, text: &str) -> Answer<()> {
+    if reach == &Reach::default() || matches!(path, "/openapi.json" | "/v1/me" | "") {
+        return Ok(());
+    }
+    let absent = || ApiError::new(ErrorCode::NotFound, "no such session");
+    if !path.starts_with("/v1/sessions/{id}") {
+        // With a ceiling, sessions are made and listed; handlers keep to it.
+        let of_sessions = path == "/v1/sessions" && matches!(*method, Method::GET | Method::HEAD | Method::POST);
+        if reach.session.is_none() && of_sessions {
+            return Ok(());
+        }
+        return Err(ApiError::new(ErrorCode::Forbidden, "this key reaches its sessions and nothing else"));
+    }
+    let named = text.strip_prefix("/v1/sessions/").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let named = percent_decode_str(named).decode_utf8_lossy().parse::<SessionId>().map_err(|_| absent())?;
+    if reach.session.as_ref().is_some_and(|only| *only != named) {
+        return Err(absent());
+    }
+    if reach.has_ceiling() {
+        let session = api.sessions.get(&named).await?;
+        if !holds(reach, &session) {
+            return Err(absent());
+        }
+    }
+    Ok(())
+}
+
+/// Is a session within a ceiling?
+pub(crate) fn holds(reach: &Reach, session: &cloister_types::wire::SessionRecord) -> bool {
+    let scope = |access| Scope::parse(access).ok();
+    let files = reach.file_access.as_ref().is_none_or(|ceiling| {
+        scope(&session.file_access).zip(scope(ceiling)).is_some_and(|(scope, ceiling)| scope.is_within(&ceiling))
+    });
+    files && reach.egress.as_ref().is_none_or(|ceiling| session.egress.is_within(ceiling))
 }
 
 pub(crate) fn unix_now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Who calls, by the first list of schemes of which all have something to say.
 async fn authenticate(api: &Api, asked: &Asked) -> Answer<Principal> {
-    let unauthorized = || ApiError::new(ErrorCode::Unauthorized, api.require.words());
-    let wanted = |scheme: Scheme| api.require.0.iter().any(|all| all.contains(&scheme));
     let certified = asked.origin.as_ref().and_then(|origin| origin.certified.clone());
-    let certified = certified.filter(|_| wanted(Scheme::Mtls)).map(|Certified { caller, role }| Principal {
-        caller,
-        roles: vec![role],
-        session: None,
-        scheme: "mtls".into(),
-    });
-    let bearer = if wanted(Scheme::Bearer) { bearer(api, &asked.authorization).await? } else { None };
-    for all in &api.require.0 {
-        let shown = all.iter().map(|scheme| match scheme {
-            Scheme::Bearer => bearer.clone(),
-            Scheme::Mtls => certified.clone(),
-        });
-        let Some(shown) = shown.collect::<Option<Vec<_>>>() else { continue };
-        // What one of them does not allow, none does; the first names the caller.
-        let together = shown.into_iter().reduce(|one, other| Principal {
-            roles: one.roles.into_iter().chain(other.roles).collect(),
-            session: one.session.or(other.session),
-            scheme: format!("{}+{}", one.scheme, other.scheme),
-            caller: one.caller,
-        });
-        return together.ok_or_else(unauthorized);
+    let mut presented = Presented::of(&asked.headers, certified);
+    if let (None, Some(text)) = (&presented.bearer, &asked.in_url) {
+        // URLs are kept by browsers and proxies: what is in one shows one session,
+        // for a while.
+        let key = text.parse::<ApiKey>().ok();
+        let principal = match &key {
+            Some(key) => known(api, key).await?,
+            None => None,
+        };
+        if !principal.is_some_and(|principal| {
+            principal.reach.session.is_some() && principal.ends.is_some() && principal.all_roles() == [Role::Viewer]
+        }) {
+            return Err(ApiError::new(
+                ErrorCode::Unauthorized,
+                "only a viewer's token for one session may be in a URL",
+            ));
+        }
+        presented.bearer = Some(text.clone());
     }
-    Err(unauthorized())
-}
-
-/// Whose API key came along; none if it is no valid one.
-async fn bearer(api: &Api, presented: &[HeaderValue]) -> Answer<Option<Principal>> {
-    // Two are one too many: who would say which counts?
-    let [value] = presented else { return Ok(None) };
-    let Some((scheme, token)) = value.to_str().ok().and_then(|value| value.split_once(' ')) else { return Ok(None) };
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Ok(None);
-    }
-    let Ok(key) = token.trim().parse::<ApiKey>() else { return Ok(None) };
-    if key.tenant() != api.tenant {
-        return Ok(None);
-    }
-    let known = api.sessions.store().known(&key, unix_now()).await.map_err(cloister_session::SessionError::from)?;
-    Ok(known.map(|known| Principal {
-        caller: known.caller,
-        roles: vec![known.role],
-        session: known.session,
-        scheme: "bearer".into(),
-    }))
+    decide(api, &look(api, presented).await?).map(|(principal, _)| principal)
 }

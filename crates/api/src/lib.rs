@@ -8,26 +8,32 @@ mod body;
 mod error;
 mod failures;
 mod openapi;
+mod principal;
 mod quotas;
 mod range;
 mod require;
 mod routes;
+mod shown;
 mod sse;
+mod sso;
 
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use axum::http::HeaderValue;
 use cloister_session::Sessions;
 use cloister_types::SessionId;
 use cloister_vault::SealingKey;
 use cloister_vault::client::Client;
 
-pub use auth::{Certified, Origin};
 pub use failures::Failures;
 pub use openapi::document;
+pub use principal::{Certified, Origin};
 pub use quotas::{Quotas, Rates};
 pub use require::{Require, Scheme};
 pub use routes::router;
+pub use sso::{Browser, Sso, Workload};
 
 /// What handlers share.
 pub struct Api {
@@ -45,12 +51,32 @@ pub struct Api {
     pub sealing: SealingKey,
     /// How callers show who they are.
     pub require: Require,
+    /// The issuer that vouches for people, if there is one.
+    pub sso: Option<Sso>,
+    /// Those that vouch for programs.
+    pub workloads: Vec<Workload>,
+    /// Sites whose pages may read what their tokens reach, as `https://host[:port]`.
+    pub browser_origins: Vec<HeaderValue>,
+    /// What is before all this, to be asked about.
+    pub door: Arc<dyn Door>,
     /// Callers that failed to show who they are.
     pub failures: Failures,
     /// How often callers may call.
     pub quotas: Quotas,
     /// The way out, to try connections on.
     pub outside: Arc<dyn Outside>,
+}
+
+/// What stands before the API, as this crate sees it.
+pub trait Door: Send + Sync {
+    /// May this address call? With the rule that says so.
+    fn admits(&self, address: IpAddr) -> (bool, String);
+
+    /// Whose certificate it is, in PEM; with the rule that says so.
+    ///
+    /// # Errors
+    /// It is nobody's, and why.
+    fn certifies(&self, pem: &str) -> Result<(Certified, String), String>;
 }
 
 /// The way out, as this crate sees it.

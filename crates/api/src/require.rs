@@ -10,6 +10,8 @@ pub enum Scheme {
     Bearer,
     /// A client certificate.
     Mtls,
+    /// A token of the issuer in `auth.oidc`, or a sign-in with it.
+    Sso,
 }
 
 /// Any of these, each all of.
@@ -29,10 +31,17 @@ impl Require {
         let name = |scheme: &Scheme| match scheme {
             Scheme::Bearer => "a valid API key",
             Scheme::Mtls => "a client certificate that is known here",
+            Scheme::Sso => "a token of this tenant's identity provider",
         };
         let all = |all: &Vec<Scheme>| all.iter().map(name).collect::<Vec<_>>().join(" together with ");
         let any = self.0.iter().map(all).collect::<Vec<_>>();
         format!("{} is required", any.join(", or "))
+    }
+
+    /// Does a list name it?
+    #[must_use]
+    pub fn names(&self, scheme: Scheme) -> bool {
+        self.0.iter().any(|all| all.contains(&scheme))
     }
 
     /// Says what is wrong with it.

@@ -106,6 +106,23 @@ impl Flow {
         let metadata = self.issuer.metadata().await.map_err(NoSignIn::Issuer)?;
         let basic = metadata.takes_basic();
         let place = metadata.token_endpoint.ok_or_else(|| NoSignIn::Issuer("it gives no tokens".into()))?;
+        let (request, form) = self.request(begun, code, basic);
+        let answer = self.issuer.https().post(&place, request, form).await;
+        let (status, answer) = answer.map_err(|error| NoSignIn::Issuer(error.to_string()))?;
+        if !status.is_success() {
+            let why = answer["error"].as_str().unwrap_or_default();
+            return Err(NoSignIn::Code(format!("{status} {why}")));
+        }
+        let token = answer["id_token"].as_str().ok_or_else(|| NoSignIn::Code("there is no ID token".into()))?;
+        let claims = self.issuer.verify_as(token, &self.client_id, now).await?;
+        if claims.get("nonce").and_then(Value::as_str) != Some(begun.nonce.as_str()) {
+            return Err(NoSignIn::Nonce);
+        }
+        Ok(claims)
+    }
+
+    /// The exchange of a code, as it is asked for.
+    fn request(&self, begun: &Begun, code: &str, basic: bool) -> (http::request::Builder, Bytes) {
         let mut form = Serializer::new(String::new());
         form.append_pair("grant_type", "authorization_code")
             .append_pair("code", code)
@@ -120,17 +137,6 @@ impl Flow {
             Some(secret) => _ = form.append_pair("client_secret", secret),
             None => {}
         }
-        let answer = self.issuer.https().post(&place, request, Bytes::from(form.finish())).await;
-        let (status, answer) = answer.map_err(|error| NoSignIn::Issuer(error.to_string()))?;
-        if !status.is_success() {
-            let why = answer["error"].as_str().unwrap_or_default();
-            return Err(NoSignIn::Code(format!("{status} {why}")));
-        }
-        let token = answer["id_token"].as_str().ok_or_else(|| NoSignIn::Code("there is no ID token".into()))?;
-        let claims = self.issuer.verify_as(token, &self.client_id, now).await?;
-        if claims.get("nonce").and_then(Value::as_str) != Some(begun.nonce.as_str()) {
-            return Err(NoSignIn::Nonce);
-        }
-        Ok(claims)
+        (request, form.finish().into())
     }
 }

@@ -81,18 +81,24 @@ mod tests {
     #[test]
     fn only_public_keys_that_are_for_signatures_are_taken() {
         let rsa = |more: Value| {
-            let mut key = json!({"kty": "RSA", "n": "sXchDaQebHnPiGvyDOAT4saGEUetSyo9MKLOoWFsueri", "e": "AQAB", "kid": "k"});
+            let mut key =
+                json!({"kty": "RSA", "n": "sXchDaQebHnPiGvyDOAT4saGEUetSyo9MKLOoWFsueri", "e": "AQAB", "kid": "k"});
             key.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             Keys::parse(&json!({"keys": [key]}))
         };
         let suits = |keys: &Keys, algorithm| !keys.suited(Some("k"), algorithm).is_empty();
         assert!(suits(&rsa(json!({})), Algorithm::RS256) && suits(&rsa(json!({"use": "sig"})), Algorithm::PS512));
         let bound = rsa(json!({"alg": "RS256"}));
-        assert!(suits(&bound, Algorithm::RS256) && !suits(&bound, Algorithm::PS256) && !suits(&bound, Algorithm::ES256));
-        for other in [json!({"use": "enc"}), json!({"key_ops": ["encrypt"]}), json!({"alg": "HS256"}), json!({"n": 7})] {
+        assert!(
+            suits(&bound, Algorithm::RS256) && !suits(&bound, Algorithm::PS256) && !suits(&bound, Algorithm::ES256)
+        );
+        for other in [json!({"use": "enc"}), json!({"key_ops": ["encrypt"]}), json!({"alg": "HS256"}), json!({"n": 7})]
+        {
             assert!(rsa(other.clone()).is_empty(), "{other}");
         }
-        assert!(Keys::parse(&json!({"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "k", "alg": "HS256"}]})).is_empty());
+        assert!(
+            Keys::parse(&json!({"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "k", "alg": "HS256"}]})).is_empty()
+        );
         for odd in [json!(null), json!({"keys": 1}), json!({"keys": [1, "x", {}]})] {
             assert!(Keys::parse(&odd).is_empty());
         }

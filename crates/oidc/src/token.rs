@@ -317,7 +317,8 @@ mod tests {
             Err(Rejected::Type("logout+jwt".into()))
         );
         // A key that comes with the token is nobody's.
-        let forged = other.sign(&json!({"alg": "ES256", "kid": "k", "jwk": {"kty": "EC"}, "jku": "https://x"}), &good());
+        let forged =
+            other.sign(&json!({"alg": "ES256", "kid": "k", "jwk": {"kty": "EC"}, "jku": "https://x"}), &good());
         assert_eq!(verdict(&forged), Err(Rejected::Signature));
         let token = signed(json!({"alg": "ES256", "kid": "k"}));
         let (message, signature) = token.rsplit_once('.').unwrap();

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cloister_types::model::Wire;
 use serde_json::json;
@@ -58,7 +59,8 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
     let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
     let provider = scripted_provider(&mut config, &options.data).await?;
     let scripted: Vec<&str> = SCRIPTED.iter().map(|(name, ..)| *name).collect();
-    let tenant = Tenant::open(&config, &options.data, &scripted).await?;
+    let gate = Arc::new(Gate::new(config.listen.clone(), &config.auth));
+    let tenant = Tenant::open(&config, &options.data, &scripted, gate.clone()).await?;
     let key = keys::development(&tenant.store, &config.tenant, &options.data).await?;
     let url = format!("http://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
     let serving = async {
@@ -71,7 +73,7 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
             tracing::error!(%error, "{CLIENT_FILE} cannot be written");
         }
         announce(&url, key.reveal());
-        let front = Front { gate: Gate::new(config.listen.clone(), &config.auth), tls: None };
+        let front = Front { gate, tls: None };
         listen::serve((listener, None), front, tenant.router.clone(), async {
             stop.await;
             // While connections still stand, so that streams see their end.

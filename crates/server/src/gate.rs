@@ -3,14 +3,16 @@
 
 use std::net::IpAddr;
 
-use cloister_api::{Certified, Origin};
+use cloister_api::{Certified, Door, Origin};
 use ipnet::IpNet;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::AsyncRead;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::config::{Auth, Listen, MtlsRule, ProxyProtocol};
 use crate::proxy::{self, NoHeader};
+use crate::tls;
 
 /// How callers come in.
 pub(crate) struct Gate {
@@ -67,20 +69,51 @@ impl Gate {
 
     /// Whose a certificate is, that the handshake has found to be good.
     pub(crate) fn certified(&self, certificates: Option<&[CertificateDer<'_>]>) -> Option<Certified> {
+        self.rule_for(certificates).map(|(certified, _)| certified)
+    }
+
+    /// The same, with the number of the rule that says so, from 1.
+    fn rule_for(&self, certificates: Option<&[CertificateDer<'_>]>) -> Option<(Certified, usize)> {
         let (_, certificate) = X509Certificate::from_der(certificates?.first()?).ok()?;
         let names = names_of(&certificate);
         let spki = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.public_key().raw);
         let spki: String = spki.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        for rule in &self.rules {
+        for (at, rule) in self.rules.iter().enumerate() {
             if rule.spki.as_ref().is_some_and(|pin| !pin.eq_ignore_ascii_case(&spki)) {
                 continue;
             }
             if let Some(name) = names.iter().find(|name| fits(&rule.san, name)) {
                 let caller = rule.caller.clone().unwrap_or_else(|| name.clone());
-                return Some(Certified { caller, role: rule.role });
+                return Some((Certified { caller, role: rule.role }, at + 1));
             }
         }
         None
+    }
+}
+
+impl Door for Gate {
+    fn admits(&self, address: IpAddr) -> (bool, String) {
+        let Listen { allow, .. } = &self.listen;
+        if allow.is_empty() {
+            return (true, "listen.allow names no network: every address may call".into());
+        }
+        let address = address.to_canonical();
+        match allow.iter().find(|network| network.contains(&address)) {
+            Some(network) => (true, format!("{address} is in {network} of listen.allow")),
+            None => (false, format!("{address} is in no network of listen.allow")),
+        }
+    }
+
+    fn certifies(&self, pem: &str) -> Result<(Certified, String), String> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+        let chain = chain.map_err(|error| format!("it is no certificate in PEM: {error}"))?;
+        let (first, others) = chain.split_first().ok_or("there is no certificate in it")?;
+        let verifier = tls::client_verifier(&self.listen, true).map_err(|error| error.to_string())?;
+        let verifier = verifier.ok_or("listen.client_ca names no authority")?;
+        let verified = verifier.verify_client_cert(first, others, UnixTime::now());
+        verified.map_err(|error| format!("the handshake refuses it: {error}"))?;
+        let (certified, at) = self.rule_for(Some(&chain)).ok_or("it is good, and fits no rule of auth.mtls")?;
+        Ok((certified, format!("it is good, and fits rule {at} of auth.mtls")))
     }
 }
 

@@ -17,14 +17,14 @@ fn failed(error: impl std::fmt::Display) -> ServerError {
 }
 
 fn admin(caller: &str) -> NewKey {
-    NewKey { caller: caller.to_owned(), role: Role::Admin, expires_in: None, session: None }
+    NewKey::new(caller, Role::Admin)
 }
 
 /// Makes a key and stores its hash. The returned key is the only copy.
 pub(crate) async fn make(store: &Store, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
-    what.check().map_err(|why| ServerError::Config(why.into()))?;
+    what.check().map_err(ServerError::Config)?;
     let (id, key) = Store::fresh_key(tenant).map_err(failed)?;
-    store.add_key(&id, &key, what, unix_now()).await.map_err(failed)?;
+    store.add_key(&id, &key, what, None, unix_now()).await.map_err(failed)?;
     Ok(key)
 }
 
@@ -39,7 +39,7 @@ pub(crate) async fn development(store: &Store, tenant: &str, data: &Path) -> Res
         // Known already, unless the store is another: a full disk keeps nobody out.
         if store.known(&key, unix_now()).await.map_err(failed)?.is_none() {
             let (id, _) = Store::fresh_key(tenant).map_err(failed)?;
-            store.add_key(&id, &key, admin("default"), unix_now()).await.map_err(failed)?;
+            store.add_key(&id, &key, admin("default"), None, unix_now()).await.map_err(failed)?;
         }
         return Ok(key);
     }

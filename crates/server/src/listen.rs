@@ -40,7 +40,7 @@ const DRAIN: Duration = Duration::from_secs(3);
 
 /// What stands before the API.
 pub(crate) struct Front {
-    pub(crate) gate: Gate,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) tls: Option<Tls>,
 }
 

@@ -69,7 +69,7 @@ pub async fn create(root: &Path, name: &str, region: &str) -> Result<Provisioned
     make_private_folder(&data).map_err(ServerError::start(format!("make {}", data.display())))?;
     let stamp = Stamp { tenant: name.to_owned(), region: region.to_owned() };
     stamp.write(&data)?;
-    let admin = NewKey { caller: "admin".into(), role: Role::Admin, expires_in: None, session: None };
+    let admin = NewKey::new("admin", Role::Admin);
     let key = crate::keys::new_key(&data, name, admin).await?;
     Ok(Provisioned { tenant: stamp.tenant, region: stamp.region, key: key.reveal().to_owned(), data })
 }

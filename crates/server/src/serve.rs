@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
@@ -62,7 +63,8 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let lock = take(&data)?;
     let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
     let door = tls.as_ref().map(|_| open_door(&data)).transpose()?;
-    let tenant = Tenant::open(&config, &data, &scripted).await?;
+    let gate = Arc::new(Gate::new(config.listen.clone(), &config.auth));
+    let tenant = Tenant::open(&config, &data, &scripted, gate.clone()).await?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
     if let Some(path) = &options.ready_file {
@@ -71,7 +73,6 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     }
     announce(&url);
     // Turns go on without us: whoever serves next takes them over.
-    let gate = Gate::new(config.listen.clone(), &config.auth);
     let suspended = suspension(&data);
     let ended = {
         let stop = async {

@@ -11,6 +11,7 @@ use cloister_vault::wire::{Reply, Request};
 use crate::ServerError;
 use crate::config::Config;
 use crate::egress::Egress;
+use crate::gate::Gate;
 
 /// The two executables that are found beside this one.
 pub(crate) struct Executables {
@@ -47,7 +48,13 @@ pub(crate) struct Tenant {
 
 impl Tenant {
     /// Opens the data directory and starts the children.
-    pub(crate) async fn open(config: &Config, data: &Path, scripted: &[&str]) -> Result<Self, ServerError> {
+    pub(crate) async fn open(
+        config: &Config,
+        data: &Path,
+        scripted: &[&str],
+        gate: Arc<Gate>,
+    ) -> Result<Self, ServerError> {
+        let (sso, workloads) = config.for_sign_in()?;
         if config.models.is_empty() {
             return Err(ServerError::Config(
                 "no model is configured: add a [[model]] table (docs/configuration.md)".into(),
@@ -96,6 +103,10 @@ impl Tenant {
             sealing,
             require: config.auth.require.clone(),
             failures: cloister_api::Failures::default(),
+            sso,
+            workloads,
+            browser_origins: config.browser_origins(),
+            door: gate,
             quotas: cloister_api::Quotas::new(cloister_api::Rates {
                 caller: config.limits.caller_requests_per_minute,
                 tenant: config.limits.requests_per_minute,

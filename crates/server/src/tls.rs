@@ -10,6 +10,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::TlsAcceptor;
 
 use crate::ServerError;
@@ -86,31 +87,41 @@ fn acceptor(listen: &Listen, require: &Require) -> Result<Option<TlsAcceptor>, S
     let chain = certificates(certificate)?;
     let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| bad(key_file, &error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+    let builder = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(|error| ServerError::Start(error.to_string()))?;
-    let builder = match &listen.client_ca {
+    // Where nobody comes in without one, the handshake says so.
+    let optional = !require.0.iter().all(|all| all.contains(&Scheme::Mtls));
+    let builder = match client_verifier(listen, optional)? {
         None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for authority in certificates(path)? {
-                roots.add(authority).map_err(|error| bad(path, &error))?;
-            }
-            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            if let Some(path) = &listen.client_crl {
-                let lists: Vec<_> = CertificateRevocationListDer::pem_file_iter(path)
-                    .and_then(Iterator::collect)
-                    .map_err(|error| bad(path, &error))?;
-                verifier = verifier.with_crls(lists).only_check_end_entity_revocation();
-            }
-            // Where nobody comes in without one, the handshake says so.
-            if !require.0.iter().all(|all| all.contains(&Scheme::Mtls)) {
-                verifier = verifier.allow_unauthenticated();
-            }
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| bad(path, &error))?)
-        }
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| bad(certificate, &error))?;
     config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}
+
+/// What finds out whether a client's certificate is good; none if none is asked
+/// for.
+pub(crate) fn client_verifier(
+    listen: &Listen,
+    optional: bool,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, ServerError> {
+    let Some(path) = &listen.client_ca else { return Ok(None) };
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).map_err(|error| bad(path, &error))?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    if let Some(path) = &listen.client_crl {
+        let lists: Vec<_> = CertificateRevocationListDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|error| bad(path, &error))?;
+        verifier = verifier.with_crls(lists).only_check_end_entity_revocation();
+    }
+    if optional {
+        verifier = verifier.allow_unauthenticated();
+    }
+    verifier.build().map(Some).map_err(|error| bad(path, &error))
 }

@@ -2,13 +2,15 @@
 
 use cloister_types::SessionId;
 use cloister_types::access::{KeyRecord, KeyState, NewKey, Role};
+use cloister_types::egress::Policy;
 use cloister_types::key::ApiKey;
+use cloister_types::scope::FileAccess;
 use rusqlite::{Connection, Row, params};
 
 use crate::{Result, Store, StoreError};
 
 /// What a key that was presented stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Known {
     /// The key's id.
     pub id: String,
@@ -18,6 +20,14 @@ pub struct Known {
     pub role: Role,
     /// The one session that it reaches.
     pub session: Option<SessionId>,
+    /// The most that its sessions may see.
+    pub file_access: Option<FileAccess>,
+    /// As far as its sessions may reach.
+    pub egress: Option<Policy>,
+    /// Unix seconds at which it ends by itself.
+    pub expires_at: Option<f64>,
+    /// It was made by another, and ends with that.
+    pub is_token: bool,
     /// It has been replaced, and works for a while yet.
     pub late: bool,
 }
@@ -25,6 +35,16 @@ pub struct Known {
 fn session_of(row: &Row<'_>) -> Result<Option<SessionId>> {
     let text: Option<String> = row.get("session")?;
     text.map(|text| text.parse().map_err(|_| StoreError::Broken(format!("session id {text:?}")))).transpose()
+}
+
+fn json_of<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> Result<Option<T>> {
+    let text: Option<String> = row.get(column)?;
+    text.map(|text| serde_json::from_str(&text).map_err(|error| StoreError::Broken(format!("{column}: {error}"))))
+        .transpose()
+}
+
+fn to_json<T: serde::Serialize>(value: Option<&T>) -> Result<Option<String>> {
+    value.map(|value| serde_json::to_string(value).map_err(|error| StoreError::Broken(error.to_string()))).transpose()
 }
 
 fn role_of(row: &Row<'_>) -> Result<Role> {
@@ -45,6 +65,9 @@ fn record_of(row: &Row<'_>, now: f64) -> Result<KeyRecord> {
         caller: row.get("caller")?,
         role: role_of(row)?,
         session: session_of(row)?,
+        file_access: json_of(row, "file_access")?,
+        egress: json_of(row, "egress")?,
+        parent: row.get("parent")?,
         created_at: row.get("created_at")?,
         expires_at,
         rotated_at: row.get("rotated_at")?,
@@ -53,6 +76,9 @@ fn record_of(row: &Row<'_>, now: f64) -> Result<KeyRecord> {
         state,
     })
 }
+
+/// Seconds for which the tokens of others are listed after their end.
+const KEPT: f64 = 86_400.0;
 
 const RECORD: &str =
     "SELECT key.*, (SELECT max(until) FROM key_hash WHERE key_hash.key = key.id) AS grace_until FROM key";
@@ -78,22 +104,40 @@ impl Store {
         Ok((format!("key_{id}"), key))
     }
 
-    /// Adds a key.
+    /// Adds a key. With a `parent`, it is a token that ends with that; the store
+    /// forgets such a one a day after its end.
     ///
     /// # Errors
     /// The store's.
-    pub async fn add_key(&self, id: &str, key: &ApiKey, what: NewKey, now: f64) -> Result<KeyRecord> {
+    pub async fn add_key(
+        &self,
+        id: &str,
+        key: &ApiKey,
+        what: NewKey,
+        parent: Option<String>,
+        now: f64,
+    ) -> Result<KeyRecord> {
         let (id, hash) = (id.to_owned(), self.inner.pepper.hash(key));
+        let (file_access, egress) = (to_json(what.file_access.as_ref())?, to_json(what.egress.as_ref())?);
         self.write(move |db| {
             db.execute(
-                "INSERT INTO key (id, caller, role, session, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "DELETE FROM key_hash WHERE key IN (SELECT id FROM key WHERE parent IS NOT NULL AND expires_at < ?1)",
+                [now - KEPT],
+            )?;
+            db.execute("DELETE FROM key WHERE parent IS NOT NULL AND expires_at < ?1", [now - KEPT])?;
+            db.execute(
+                "INSERT INTO key (id, caller, role, session, created_at, expires_at, parent, file_access, egress)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 params![
                     id,
                     what.caller,
                     what.role.as_str(),
                     what.session.as_ref().map(SessionId::as_str),
                     now,
-                    what.expires_in.map(|seconds| now + seconds as f64)
+                    what.expires_in.map(|seconds| now + seconds as f64),
+                    parent,
+                    file_access,
+                    egress
                 ],
             )?;
             db.execute("INSERT INTO key_hash (hash, key) VALUES (?1, ?2)", params![hash, id])?;
@@ -125,8 +169,17 @@ impl Store {
                     return Ok(None);
                 }
                 let late = row.get::<_, Option<f64>>("until")?.is_some();
-                let (role, session) = (role_of(row)?, session_of(row)?);
-                Ok(Some(Known { id: row.get("id")?, caller: row.get("caller")?, role, session, late }))
+                Ok(Some(Known {
+                    id: row.get("id")?,
+                    caller: row.get("caller")?,
+                    role: role_of(row)?,
+                    session: session_of(row)?,
+                    file_access: json_of(row, "file_access")?,
+                    egress: json_of(row, "egress")?,
+                    expires_at: row.get("expires_at")?,
+                    is_token: row.get::<_, Option<String>>("parent")?.is_some(),
+                    late,
+                }))
             })
             .await?;
         if let Some(Known { id, late: true, .. }) = &found {
@@ -191,7 +244,8 @@ impl Store {
         .await
     }
 
-    /// Ends a key; false if there is no such key.
+    /// Ends a key, with the tokens that were made with it; false if there is no
+    /// such key.
     ///
     /// # Errors
     /// The store's.
@@ -201,8 +255,17 @@ impl Store {
             db.execute("DELETE FROM key_hash WHERE key = ?1", [&id])?;
             let ended =
                 db.execute("UPDATE key SET revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1", params![id, now])?;
+            end_children(db, &id, now)?;
             Ok(ended > 0)
         })
         .await
     }
+}
+
+/// Ends the tokens that were made with a key or by somebody who is signed in.
+/// They make none themselves.
+pub(crate) fn end_children(db: &Connection, parent: &str, now: f64) -> Result<()> {
+    db.execute("DELETE FROM key_hash WHERE key IN (SELECT id FROM key WHERE parent = ?1)", [parent])?;
+    db.execute("UPDATE key SET revoked_at = coalesce(revoked_at, ?2) WHERE parent = ?1", params![parent, now])?;
+    Ok(())
 }

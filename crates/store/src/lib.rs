@@ -19,6 +19,7 @@ mod pepper;
 mod reserve;
 mod row;
 mod sessions;
+mod sign_ins;
 mod turns;
 mod writer;
 

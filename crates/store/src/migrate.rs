@@ -18,6 +18,7 @@ const STEPS: &[Step] = &[
     Step { sql: include_str!("../migrations/0003_egress.sql"), then: |_| Ok(()) },
     Step { sql: include_str!("../migrations/0004_metered.sql"), then: |_| Ok(()) },
     Step { sql: include_str!("../migrations/0005_keys.sql"), then: |_| Ok(()) },
+    Step { sql: include_str!("../migrations/0006_sign_ins.sql"), then: |_| Ok(()) },
 ];
 
 pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {

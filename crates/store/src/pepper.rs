@@ -40,6 +40,17 @@ impl Pepper {
 
     /// What a key is kept as.
     pub(crate) fn hash(&self, key: &ApiKey) -> Vec<u8> {
-        hmac::sign(&self.0, key.reveal().as_bytes()).as_ref().to_vec()
+        self.hash_of(key.reveal())
+    }
+
+    /// What another secret is kept as. What it begins with keeps kinds apart; no
+    /// key begins like it.
+    pub(crate) fn hash_of(&self, text: &str) -> Vec<u8> {
+        hmac::sign(&self.0, text.as_bytes()).as_ref().to_vec()
+    }
+
+    /// Is it the hash of that? Takes as long for every answer.
+    pub(crate) fn is_hash_of(&self, hash: &[u8], text: &str) -> bool {
+        hmac::verify(&self.0, text.as_bytes(), hash).is_ok()
     }
 }

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::SessionId;
+use crate::egress::Policy;
+use crate::scope::{FileAccess, Scope};
 
 /// What a caller is to the tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -97,26 +99,86 @@ pub struct NewKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub session: Option<SessionId>,
+    /// The most that sessions may see that are made or reached with it; the whole
+    /// workspace if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_access: Option<FileAccess>,
+    /// As far as sessions may reach that are made or reached with it; as far as the
+    /// tenant's if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Policy>,
+}
+
+/// The longest life of anything that ends by itself, in seconds: ten years. Beyond
+/// that, it is a mistake of units.
+const LONGEST_LIFE: u64 = 315_360_000;
+/// The longest life of a token for one session, in seconds: a day.
+const LONGEST_TOKEN: u64 = 86_400;
+
+/// Is it a caller's name?
+#[must_use]
+pub fn is_caller(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._@-".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(plain)
 }
 
 impl NewKey {
+    /// One that never ends and reaches as far as its role.
+    #[must_use]
+    pub fn new(caller: impl Into<String>, role: Role) -> Self {
+        Self { caller: caller.into(), role, expires_in: None, session: None, file_access: None, egress: None }
+    }
+
     /// Says what is wrong with it.
     ///
     /// # Errors
     /// The reason, in words.
-    pub fn check(&self) -> Result<(), &'static str> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._@-".contains(&byte);
-        if !(1..=64).contains(&self.caller.len()) || !self.caller.bytes().all(plain) {
-            return Err("a caller is 1 to 64 of letters, digits, '.', '_', '@' and '-'");
+    pub fn check(&self) -> Result<(), String> {
+        if !is_caller(&self.caller) {
+            return Err("a caller is 1 to 64 of letters, digits, '.', '_', '@' and '-'".into());
         }
-        // Ten years: beyond that, it is a mistake of units.
-        if self.expires_in.is_some_and(|seconds| seconds == 0 || seconds > 315_360_000) {
-            return Err("expires_in is 1 to 315360000 seconds");
+        if self.expires_in.is_some_and(|seconds| seconds == 0 || seconds > LONGEST_LIFE) {
+            return Err(format!("expires_in is 1 to {LONGEST_LIFE} seconds"));
         }
-        if self.session.is_some() && matches!(self.role, Role::Security | Role::Admin) {
-            return Err("a key for one session is a viewer's, an operator's or a developer's");
+        let narrow = self.session.is_some() || self.file_access.is_some() || self.egress.is_some();
+        if narrow && matches!(self.role, Role::Security | Role::Admin) {
+            return Err("a key with a session or a ceiling is a viewer's, an operator's or a developer's".into());
+        }
+        if let Some(access) = &self.file_access {
+            Scope::parse(access).map_err(|error| error.to_string())?;
         }
         Ok(())
+    }
+}
+
+/// What a token for one session is to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct NewToken {
+    /// What its holder may: `viewer`, if left out, or `developer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Seconds until it ends: 1 to 86400; 900 if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<u64>,
+}
+
+impl NewToken {
+    /// As a key for a session, of a caller.
+    ///
+    /// # Errors
+    /// The reason why it cannot be, in words.
+    pub fn key(self, caller: String, session: SessionId) -> Result<NewKey, String> {
+        let role = self.role.unwrap_or(Role::Viewer);
+        if !matches!(role, Role::Viewer | Role::Developer) {
+            return Err("a token for one session is a viewer's or a developer's".into());
+        }
+        let expires_in = self.expires_in.unwrap_or(900);
+        if !(1..=LONGEST_TOKEN).contains(&expires_in) {
+            return Err(format!("expires_in is 1 to {LONGEST_TOKEN} seconds"));
+        }
+        Ok(NewKey { expires_in: Some(expires_in), session: Some(session), ..NewKey::new(caller, role) })
     }
 }
 
@@ -134,6 +196,15 @@ pub struct KeyRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub session: Option<SessionId>,
+    /// The most that sessions may see that are made or reached with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_access: Option<FileAccess>,
+    /// As far as sessions may reach that are made or reached with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Policy>,
+    /// The key or the sign-in that made it, and with which it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// Unix seconds.
     pub created_at: f64,
     /// Unix seconds at which it ends by itself.
@@ -191,4 +262,84 @@ pub struct MadeKey {
 pub struct Rotation {
     /// Seconds for which the present key works on: 0 to 2592000.
     pub grace: f64,
+}
+
+/// Somebody who has signed in with a browser.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SignIn {
+    /// Its id.
+    pub id: String,
+    /// Who.
+    pub caller: String,
+    /// What they were when they signed in.
+    pub roles: Vec<Role>,
+    /// Unix seconds.
+    pub created_at: f64,
+    /// Unix seconds at which it ends by itself.
+    pub expires_at: f64,
+}
+
+/// Those who are signed in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SignInList {
+    /// Oldest first.
+    pub data: Vec<SignIn>,
+}
+
+/// A token that was exchanged for another issuer's (RFC 8693, section 2.2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Exchanged {
+    /// The token: to be sent as an API key is.
+    pub access_token: String,
+    /// `urn:ietf:params:oauth:token-type:access_token`.
+    pub issued_token_type: String,
+    /// `Bearer`.
+    pub token_type: String,
+    /// Seconds until it ends.
+    pub expires_in: u64,
+}
+
+/// Something to be explained: a call as it would come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Explain {
+    /// An API key or a token, as it would follow `Bearer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bearer: Option<String>,
+    /// A client certificate, in PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// Where the call comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub address: Option<std::net::IpAddr>,
+}
+
+/// What would become of it, and which rule decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Explained {
+    /// Would it be let in?
+    pub admitted: bool,
+    /// As whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+    /// With which roles.
+    pub roles: Vec<Role>,
+    /// What was looked at, in order, each with what came of it.
+    pub steps: Vec<ExplainedStep>,
+}
+
+/// Something that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExplainedStep {
+    /// `allow`, `bearer`, `mtls`, `sso` or `require`.
+    pub rule: String,
+    /// What came of it, for people.
+    pub outcome: String,
 }

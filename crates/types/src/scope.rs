@@ -106,6 +106,14 @@ impl Scope {
         Ok(Self::reduce(all))
     }
 
+    /// Does it show nothing, and let nothing be changed, that `ceiling` does not?
+    #[must_use]
+    pub fn is_within(&self, ceiling: &Self) -> bool {
+        // What is declared changes at entries alone, of the one or the other.
+        let mut turns = self.entries.keys().chain(ceiling.entries.keys());
+        turns.all(|path| self.declared(path) <= ceiling.declared(path))
+    }
+
     /// Drops what needs no mount of its own: entries below the two reserved
     /// folders, and entries that grant what their nearest ancestor grants.
     fn reduce(all: BTreeMap<WorkspacePath, Access>) -> Self {
@@ -195,6 +203,18 @@ mod tests {
     }
 
     proptest! {
+        // Within a ceiling is what the ceiling grants at every path.
+        #[test]
+        fn within_a_ceiling_is_within_it_everywhere(read in proptest::collection::vec(any_path(), 0..4), write in proptest::collection::vec(any_path(), 0..4), above in proptest::collection::vec(any_path(), 0..4), below in proptest::collection::vec(any_path(), 0..4), probes in proptest::collection::vec(any_path(), 1..30)) {
+            let scope = Scope::parse(&FileAccess { read, write }).unwrap();
+            let ceiling = Scope::parse(&FileAccess { read: above, write: below }).unwrap();
+            prop_assert!(scope.is_within(&scope) && scope.is_within(&Scope::parse(&FileAccess::everything()).unwrap()));
+            let parsed = probes.iter().map(|probe| WorkspacePath::parse(probe.as_bytes()).unwrap());
+            let all = parsed.chain(scope.entries.keys().cloned()).chain(ceiling.entries.keys().cloned());
+            let everywhere = all.into_iter().all(|path| scope.declared(&path) <= ceiling.declared(&path));
+            prop_assert_eq!(scope.is_within(&ceiling), everywhere);
+        }
+
         // The normal form grants exactly what the lists as sent grant.
         #[test]
         fn reducing_changes_no_grant(read in proptest::collection::vec(any_path(), 0..6), write in proptest::collection::vec(any_path(), 0..6), probe in any_path()) {

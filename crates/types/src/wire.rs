@@ -402,7 +402,7 @@ pub struct Health {
 pub struct Me {
     /// The name that is kept with what they do.
     pub caller: String,
-    /// What they are; of several, each must allow what they do.
+    /// What they are.
     pub roles: Vec<crate::access::Role>,
     /// The one session that they reach; all if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -410,4 +410,8 @@ pub struct Me {
     pub session: Option<SessionId>,
     /// How they have shown who they are.
     pub scheme: String,
+    /// Whoever has signed in with a browser sends this as `X-CSRF-Token` with
+    /// whatever changes something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub csrf_token: Option<String>,
 }

@@ -21,9 +21,9 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::Api;
-use crate::auth::Principal;
 use crate::body::{json, query};
 use crate::error::{Answer, ApiError};
+use crate::principal::Principal;
 
 /// Seconds for which the version before stays known, if nothing is said.
 const GRACE: f64 = 600.0;

@@ -18,9 +18,10 @@ use serde_json::Value;
 
 use super::connections::ask;
 use crate::Api;
-use crate::auth::{Principal, unix_now};
+use crate::auth::unix_now;
 use crate::body::json;
 use crate::error::{Answer, ApiError};
+use crate::principal::Principal;
 
 /// Thirty days.
 const LONGEST_GRACE: f64 = 2_592_000.0;
@@ -29,19 +30,19 @@ fn absent() -> ApiError {
     ApiError::new(ErrorCode::NotFound, "no such key")
 }
 
-fn parse<T: DeserializeOwned>(body: Value) -> Answer<T> {
+pub(super) fn parse<T: DeserializeOwned>(body: Value) -> Answer<T> {
     let body = if body.is_null() { Value::Object(serde_json::Map::new()) } else { body };
     serde_path_to_error::deserialize(body).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 /// Writes an act down before it is done.
-async fn act(api: &Api, rule: &str, id: &str, caller: &str) -> Answer<()> {
+pub(super) async fn act(api: &Api, rule: &str, what: String, caller: &str) -> Answer<()> {
     let entry = AuditEntry {
         stream: "access".into(),
         decision: Some(Decision::Vault),
         rule: rule.into(),
         caller: Some(caller.to_owned()),
-        flags: vec![format!("key:{id}")],
+        flags: vec![what],
         ..AuditEntry::default()
     };
     match ask(api, &Request::Note(Box::new(entry))).await? {
@@ -51,13 +52,13 @@ async fn act(api: &Api, rule: &str, id: &str, caller: &str) -> Answer<()> {
 }
 
 /// A new key in clear, and an id.
-fn fresh(api: &Api) -> Answer<(String, ApiKey)> {
+pub(super) fn fresh(api: &Api) -> Answer<(String, ApiKey)> {
     Ok(api.sessions.fresh_key(&api.tenant)?)
 }
 
 /// A caller makes no key that may more than the caller.
 fn may_make(principal: &Principal, role: Role) -> Answer<()> {
-    if role == Role::Admin && !principal.roles.iter().all(|own| *own == Role::Admin) {
+    if role == Role::Admin && !principal.is_admin() {
         return Err(ApiError::new(ErrorCode::Forbidden, "an admin's key is made, rotated and ended by an admin"));
     }
     Ok(())
@@ -82,8 +83,8 @@ pub(super) async fn create(
     new.check().map_err(ApiError::invalid)?;
     may_make(&principal, new.role)?;
     let (id, key) = fresh(&api)?;
-    act(&api, "key_made", &id, &principal.caller).await?;
-    let record = api.sessions.store().add_key(&id, &key, new, unix_now()).await.map_err(SessionError::from)?;
+    act(&api, "key_made", format!("key:{id}"), &principal.caller).await?;
+    let record = api.sessions.store().add_key(&id, &key, new, None, unix_now()).await.map_err(SessionError::from)?;
     Ok((StatusCode::CREATED, Json(MadeKey { key: key.reveal().to_owned(), record })))
 }
 
@@ -121,7 +122,7 @@ pub(super) async fn rotate(
     }
     may_make(&principal, find(&api, &id).await?.role)?;
     let (_, key) = fresh(&api)?;
-    act(&api, "key_rotated", &id, &principal.caller).await?;
+    act(&api, "key_rotated", format!("key:{id}"), &principal.caller).await?;
     let rotated = api.sessions.store().rotate_key(&id, &key, grace, unix_now()).await.map_err(SessionError::from)?;
     let ended = || ApiError::new(ErrorCode::Conflict, "the key has ended; make a new one");
     Ok(Json(MadeKey { key: key.reveal().to_owned(), record: rotated.ok_or_else(ended)? }))
@@ -139,7 +140,7 @@ pub(super) async fn revoke(
 ) -> Answer<StatusCode> {
     may_make(&principal, find(&api, &id).await?.role)?;
     // What ends a key is done even if it cannot be written down.
-    let written = act(&api, "key_revoked", &id, &principal.caller).await;
+    let written = act(&api, "key_revoked", format!("key:{id}"), &principal.caller).await;
     let ended = api.sessions.store().revoke_key(&id, unix_now()).await.map_err(SessionError::from)?;
     if let Err(error) = written {
         tracing::error!(?error, id, "a key was ended without a record");

@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::sessions::{session_id, unhurried};
-use crate::auth::Principal;
 use crate::error::{Answer, ApiError};
+use crate::principal::Principal;
 use crate::{Api, body, sse};
 
 pub(super) fn response_id(text: &str) -> Answer<ResponseId> {

@@ -7,14 +7,17 @@ mod history;
 mod keys;
 mod messages;
 mod sessions;
+mod sign_in;
 mod system;
+mod tokens;
 
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::DefaultBodyLimit;
-use axum::http::Method;
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::{Router, middleware};
 use cloister_types::ErrorCode;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -48,6 +51,15 @@ pub(crate) fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(keys::get, keys::revoke))
         .routes(routes!(keys::rotate))
         .routes(routes!(system::me))
+        .routes(routes!(tokens::for_session))
+        .routes(routes!(tokens::exchange))
+        .routes(routes!(tokens::explain))
+        .routes(routes!(sign_in::metadata))
+        .routes(routes!(sign_in::begin))
+        .routes(routes!(sign_in::callback))
+        .routes(routes!(sign_in::end_own))
+        .routes(routes!(sign_in::list))
+        .routes(routes!(sign_in::end))
         .split_for_parts()
 }
 
@@ -67,6 +79,17 @@ pub(crate) fn serves(method: &Method, path: &str) -> bool {
     })
 }
 
+/// Pages of other sites that may read answers: with a token that they were given,
+/// never with a cookie.
+fn pages_of(origins: &[HeaderValue]) -> CorsLayer {
+    let ours = [header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("last-event-id")];
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins.iter().cloned()))
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(ours)
+        .max_age(std::time::Duration::from_secs(600))
+}
+
 /// The whole surface, ready to serve.
 pub fn router(api: Arc<Api>) -> Router {
     let (router, _) = described();
@@ -80,5 +103,6 @@ pub fn router(api: Arc<Api>) -> Router {
         // Handlers that read a body bound it themselves.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(api.clone(), auth::guard))
+        .layer(pages_of(&api.browser_origins))
         .with_state(api)
 }

@@ -2,20 +2,23 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use cloister_session::SessionError;
+use cloister_types::scope::Scope;
 use cloister_types::wire::{CreateSession, Deleted, ErrorBody, SandboxReport, SessionRecord};
 use cloister_types::{ErrorCode, SessionId, duration};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Api;
+use crate::auth::holds;
 use crate::body::{json, query};
 use crate::error::{Answer, ApiError};
+use crate::principal::{Principal, Reach};
 
 /// Reads a session id; what is none names no session.
 pub(super) fn session_id(text: &str) -> Answer<SessionId> {
@@ -45,7 +48,11 @@ pub(super) async fn unhurried<T: Send + 'static>(
         (status = 503, description = "sandbox_unavailable: the machine lacks something; the hint says what to do", body = ErrorBody),
     )
 )]
-pub(super) async fn create(State(api): State<Arc<Api>>, body: Body) -> Answer<(StatusCode, Json<SessionRecord>)> {
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    Extension(principal): Extension<Principal>,
+    body: Body,
+) -> Answer<(StatusCode, Json<SessionRecord>)> {
     let body = match json(body).await? {
         Value::Null => Value::Object(serde_json::Map::new()),
         body @ Value::Object(_) => body,
@@ -64,16 +71,42 @@ pub(super) async fn create(State(api): State<Arc<Api>>, body: Body) -> Answer<(S
         Some(Value::Array(tools)) if tools.is_empty() => {}
         Some(_) => return Err(ApiError::invalid("this version has no client-side tools; leave tools out")),
     }
-    let ask: CreateSession =
+    let mut ask: CreateSession =
         serde_path_to_error::deserialize(body).map_err(|error| ApiError::invalid(error.to_string()))?;
+    keep_below(&principal.reach, &mut ask)?;
     let sessions = api.sessions.clone();
     Ok((StatusCode::CREATED, Json(unhurried(async move { sessions.create(ask).await }).await?)))
 }
 
 /// List all sessions.
 #[utoipa::path(get, path = "/v1/sessions", tag = "sessions", responses((status = 200, body = Vec<SessionRecord>)))]
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<Json<Vec<SessionRecord>>> {
-    Ok(Json(api.sessions.list().await?))
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Extension(principal): Extension<Principal>,
+) -> Answer<Json<Vec<SessionRecord>>> {
+    let mut all = api.sessions.list().await?;
+    if principal.reach.has_ceiling() {
+        all.retain(|session| holds(&principal.reach, session));
+    }
+    Ok(Json(all))
+}
+
+/// Keeps a new session below its maker's ceiling: what is not said is the ceiling.
+fn keep_below(reach: &Reach, ask: &mut CreateSession) -> Answer<()> {
+    let above = |what: &str| ApiError::new(ErrorCode::Forbidden, format!("{what} reaches further than this key may"));
+    if let Some(ceiling) = &reach.file_access {
+        let asked = ask.file_access.get_or_insert_with(|| ceiling.clone());
+        let parse = |access| Scope::parse(access).map_err(|error| ApiError::invalid(error.to_string()));
+        if !parse(asked)?.is_within(&parse(ceiling)?) {
+            return Err(above("file_access"));
+        }
+    }
+    if let Some(ceiling) = &reach.egress
+        && !ask.egress.get_or_insert_with(|| ceiling.clone()).is_within(ceiling)
+    {
+        return Err(above("egress"));
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]

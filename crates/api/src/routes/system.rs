@@ -5,7 +5,7 @@ use axum::response::IntoResponse;
 use axum::{Extension, Json};
 use cloister_types::wire::{Health, Me};
 
-use crate::auth::Principal;
+use crate::principal::Principal;
 
 /// Liveness. The one path that needs no key.
 #[utoipa::path(get, path = "/health", tag = "system", security(()), responses((status = 200, body = Health)))]
@@ -22,6 +22,7 @@ pub(super) async fn openapi() -> impl IntoResponse {
 /// Who the caller is to this tenant.
 #[utoipa::path(get, path = "/v1/me", tag = "system", responses((status = 200, body = Me)))]
 pub(super) async fn me(Extension(principal): Extension<Principal>) -> Json<Me> {
-    let Principal { caller, roles, session, scheme } = principal;
-    Json(Me { caller, roles, session, scheme })
+    let roles = principal.all_roles();
+    let Principal { caller, reach, scheme, csrf, .. } = principal;
+    Json(Me { caller, roles, session: reach.session, scheme, csrf_token: csrf })
 }

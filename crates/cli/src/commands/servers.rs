@@ -44,7 +44,7 @@ pub(super) async fn serve(server: &ServerArguments, options: ServeArguments, out
 
 pub(super) async fn key(server: &ServerArguments, command: KeyCommand, output: Output) -> Result<(), Failure> {
     let KeyCommand::New { config, caller, role, expires_in } = command;
-    let what = NewKey { caller: caller.clone(), role, expires_in, session: None };
+    let what = NewKey { expires_in, ..NewKey::new(&*caller, role) };
     let config = Config::read(&config)?;
     let data = server
         .data

@@ -152,7 +152,7 @@ fn run(control: OwnedFd, place: &Place, allowance: Allowance) {
                 Some(Ok(Some((Join, fds)))) => {
                     // Nobody who does not read may hold up the others.
                     let joined = fds.into_iter().filter(|socket| rustix::io::ioctl_fionbio(socket, true).is_ok());
-                    members.extend(joined.map(|socket| Member::new(socket)));
+                    members.extend(joined.map(Member::new));
                 }
                 _ => control = None,
             }

@@ -1,14 +1,15 @@
-//! `[listen]` and `[auth]`: how callers come in, and how they show who they are.
+//! `[listen]`: how callers come in.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use cloister_api::{Require, Scheme};
-use cloister_types::access::Role;
+use cloister_api::Scheme;
 use ipnet::IpNet;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+
+use super::Auth;
 
 /// `[listen]`; an address alone is one as well.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -134,55 +135,9 @@ impl Listen {
         if self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_empty() {
             return Err("listen.proxy_protocol needs listen.trusted_proxies: whom to believe".into());
         }
-        if auth.require.0.iter().any(|all| all.contains(&Scheme::Mtls)) && self.client_ca.is_none() {
+        if auth.require.names(Scheme::Mtls) && self.client_ca.is_none() {
             return Err("auth.require has mtls, and listen.client_ca names no authority".into());
         }
-        auth.check()
-    }
-}
-
-/// `[auth]`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Auth {
-    /// Any of these, each all of: `bearer`, `mtls`.
-    pub require: Require,
-    /// Whose a client certificate is; the first that fits.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub mtls: Vec<MtlsRule>,
-}
-
-/// `[[auth.mtls]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MtlsRule {
-    /// A name in the certificate: of its alternative names (DNS, e-mail, URI), or,
-    /// if it has none, its common name. `*` stands for one label of a DNS name,
-    /// or for the rest of a URI.
-    pub san: String,
-    /// What the caller may.
-    pub role: Role,
-    /// Who the caller is; the name itself if left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub caller: Option<String>,
-    /// SHA-256 of the certificate's public key (SPKI), hexadecimal: no other key
-    /// will do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spki: Option<String>,
-}
-
-impl Auth {
-    fn check(&self) -> Result<(), String> {
-        self.require.check()?;
-        for rule in &self.mtls {
-            if rule.san.is_empty() || rule.san == "*" {
-                return Err("auth.mtls: san names somebody".into());
-            }
-            let digits = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if rule.spki.as_ref().is_some_and(|spki| !digits(spki)) {
-                return Err("auth.mtls: spki is 64 hexadecimal digits".into());
-            }
-        }
-        Ok(())
+        auth.check(self)
     }
 }

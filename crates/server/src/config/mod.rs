@@ -1,6 +1,7 @@
 //! The configuration file: TOML, unknown keys are errors, secrets are only
 //! ever paths of files. Parsed and checked before anything is opened.
 
+mod auth;
 mod check;
 mod listen;
 mod parts;
@@ -17,7 +18,8 @@ use cloister_types::model::{Price, Wire};
 use cloister_vault::{Kms, Recipient};
 use serde::{Deserialize, Serialize};
 
-pub use listen::{Auth, Listen, MtlsRule, ProxyProtocol};
+pub use auth::{Auth, MtlsRule, Oidc, WorkloadRule};
+pub use listen::{Listen, ProxyProtocol};
 
 use crate::ServerError;
 
@@ -263,7 +265,7 @@ impl Config {
         let paths = paths.chain(kms.as_mut().map(Kms::file));
         let paths = paths.chain(config.egress.extra_ca.as_mut());
         let paths = paths.chain(key_file.as_mut()).chain(previous_key_file.as_mut()).chain(guard_file.as_mut());
-        for path in paths.chain(config.listen.paths()) {
+        for path in paths.chain(config.listen.paths()).chain(config.auth.paths()) {
             *path = folder.join(&*path);
         }
         config.check().map_err(|error| bad(&error))?;

@@ -3,13 +3,17 @@
 use std::path::Path;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
+use cloister_api::{Browser, Sso, Workload};
+use cloister_dial::{Dialer, Https, Reach};
 use cloister_egress::control::{Setup, Upstream};
+use cloister_oidc::{Flow, Issuer};
 use cloister_session::{Defaults, Model};
 use cloister_types::link::TurnLimits;
 use cloister_types::model::ModelSpec;
 use cloister_vault::wire::{self, ModelKey, Place};
 
-use super::{Config, ModelTable, VaultTable};
+use super::{Config, ModelTable, Oidc, VaultTable};
 use crate::ServerError;
 
 impl Config {
@@ -62,6 +66,35 @@ impl Config {
         }
     }
 
+    /// Who vouches for people, and who for programs.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn for_sign_in(&self) -> Result<(Option<Sso>, Vec<Workload>), ServerError> {
+        if self.auth.oidc.is_none() && self.auth.workload.is_empty() {
+            return Ok((None, Vec::new()));
+        }
+        let https = Https::new(Dialer::new(self.egress.hosts.clone()), Reach::Any, self.egress.extra_ca.as_deref())
+            .map_err(|error| ServerError::Config(error.to_string()))?;
+        let workloads = self.auth.workload.iter().cloned().map(|rule| Workload {
+            issuer: Issuer::new(rule.issuer, rule.audience, rule.algorithms, https.clone()),
+            subject: rule.subject,
+            claims: rule.claims,
+            role: rule.role,
+            caller: rule.caller,
+            seconds: rule.seconds,
+        });
+        let workloads = workloads.collect();
+        let sso = self.auth.oidc.clone().map(|oidc| oidc.sso(https)).transpose()?;
+        Ok((sso, workloads))
+    }
+
+    /// Sites whose pages may read what tokens reach.
+    #[must_use]
+    pub fn browser_origins(&self) -> Vec<HeaderValue> {
+        self.auth.browser_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect()
+    }
+
     /// What the vault must know, for a data directory.
     ///
     /// # Errors
@@ -104,6 +137,37 @@ impl Config {
         // One that the operator names and no service closes is the operator's.
         let makes_key = kms.is_some() || (self.vault.key_file.is_none() && key_file.starts_with(&data));
         Ok(Place { data, tenant, region, key_file, previous_key_file, kms, extra_ca, makes_key, recovery, guard_file })
+    }
+}
+
+impl Oidc {
+    fn sso(self, https: Https) -> Result<Sso, ServerError> {
+        let issuer = Issuer::new(self.issuer, self.audience, self.algorithms, https);
+        let secret = self.client_secret_file.map(|path| {
+            let text = std::fs::read_to_string(&path);
+            text.map(|text| text.trim_end().to_owned())
+                .map_err(|error| ServerError::Config(format!("{}: {error}", path.display())))
+        });
+        let client_secret = secret.transpose()?;
+        let browser = self.client_id.zip(self.public_url.as_ref()).map(|(client_id, url)| Browser {
+            flow: Flow {
+                issuer: issuer.clone(),
+                client_id,
+                client_secret,
+                redirect_uri: format!("{url}/auth/callback"),
+                scope: self.scope,
+            },
+            seconds: self.session_seconds,
+        });
+        Ok(Sso {
+            issuer,
+            groups_claim: self.groups_claim,
+            caller_claim: self.caller_claim,
+            roles: self.roles,
+            browser,
+            cli_client_id: self.cli_client_id,
+            public_url: self.public_url,
+        })
     }
 }
 

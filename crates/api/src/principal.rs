@@ -1,0 +1,139 @@
+//! Who a request is from, and how far they reach.
+
+use std::net::IpAddr;
+
+use cloister_types::SessionId;
+use cloister_types::access::{Right, Role};
+use cloister_types::egress::Policy;
+use cloister_types::scope::FileAccess;
+
+/// Where a request comes from, as the listener knows it.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The client's address; none where the connection has none.
+    pub address: Option<IpAddr>,
+    /// Is it one that may call at all?
+    pub allowed: bool,
+    /// Whose certificate came with the connection.
+    pub certified: Option<Certified>,
+}
+
+/// Whom a client certificate stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// The name that is kept with what they do.
+    pub caller: String,
+    /// What they may.
+    pub role: Role,
+}
+
+/// Who a request is from.
+#[derive(Debug, Clone)]
+pub(crate) struct Principal {
+    /// The name that is kept with what they do.
+    pub(crate) caller: String,
+    /// What they are, by each scheme by which they have shown it: each must allow,
+    /// by one of its roles.
+    pub(crate) roles: Vec<Vec<Role>>,
+    /// How far they reach, whatever their roles.
+    pub(crate) reach: Reach,
+    /// How they have shown who they are.
+    pub(crate) scheme: String,
+    /// The key or the sign-in by which they have; else the scheme.
+    pub(crate) by: String,
+    /// When that ends, in Unix seconds.
+    pub(crate) ends: Option<f64>,
+    /// It was itself made by another, and makes no more.
+    pub(crate) is_token: bool,
+    /// It came as a cookie: this must come with what changes something.
+    pub(crate) csrf: Option<String>,
+}
+
+/// A ceiling of what is reached, beside roles.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Reach {
+    /// The one session.
+    pub(crate) session: Option<SessionId>,
+    /// The most that sessions may see.
+    pub(crate) file_access: Option<FileAccess>,
+    /// As far as sessions may reach.
+    pub(crate) egress: Option<Policy>,
+}
+
+impl Reach {
+    pub(crate) fn has_ceiling(&self) -> bool {
+        self.file_access.is_some() || self.egress.is_some()
+    }
+
+    fn is_limited(&self) -> bool {
+        self.session.is_some() || self.has_ceiling()
+    }
+}
+
+impl Principal {
+    /// One who has shown it in one way, and reaches as far as their roles.
+    pub(crate) fn new(caller: String, roles: Vec<Role>, scheme: &str) -> Self {
+        Self {
+            caller,
+            roles: vec![roles],
+            reach: Reach::default(),
+            scheme: scheme.into(),
+            by: scheme.into(),
+            ends: None,
+            is_token: false,
+            csrf: None,
+        }
+    }
+
+    pub(crate) fn may(&self, right: Right) -> bool {
+        !self.roles.is_empty() && self.roles.iter().all(|roles| roles.iter().any(|role| role.may(right)))
+    }
+
+    /// Is it an admin, whichever way one looks?
+    pub(crate) fn is_admin(&self) -> bool {
+        !self.roles.is_empty() && self.roles.iter().all(|roles| roles.contains(&Role::Admin))
+    }
+
+    /// What they are, each once.
+    pub(crate) fn all_roles(&self) -> Vec<Role> {
+        let mut all: Vec<Role> = self.roles.iter().flatten().copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The same caller, who has shown it in another way as well: what one of them
+    /// does not allow, neither does. The first names the caller.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let earlier = |one: Option<f64>, other: Option<f64>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        Self {
+            roles: self.roles.into_iter().chain(other.roles).collect(),
+            // API keys alone have limits, and there is one at most.
+            reach: if self.reach.is_limited() { self.reach } else { other.reach },
+            scheme: format!("{}+{}", self.scheme, other.scheme),
+            ends: earlier(self.ends, other.ends),
+            is_token: self.is_token || other.is_token,
+            csrf: self.csrf.or(other.csrf),
+            caller: self.caller,
+            by: self.by,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_of_one_scheme_add_up_and_schemes_restrict_each_other() {
+        let principal = |roles: &[Role]| Principal::new("c".into(), roles.to_vec(), "sso");
+        let both = principal(&[Role::Viewer, Role::Security]);
+        assert!(both.may(Right::View) && both.may(Right::Keys) && !both.may(Right::Work));
+        let together = both.and(principal(&[Role::Developer]));
+        assert!(together.may(Right::View) && !together.may(Right::Keys) && !together.may(Right::Work));
+        assert!(!principal(&[]).may(Right::View) && !together.is_admin());
+    }
+}

@@ -1,0 +1,121 @@
+//! People who have signed in with a browser, by the hashes of their cookies.
+
+use cloister_types::access::{Role, SignIn};
+use rusqlite::{Row, params};
+
+use crate::keys::end_children;
+use crate::{Result, Store, StoreError};
+
+/// Seconds for which somebody who is no longer signed in is remembered.
+const KEPT: f64 = 86_400.0;
+
+fn sign_in_of(row: &Row<'_>) -> Result<SignIn> {
+    let text: String = row.get("roles")?;
+    let roles: std::result::Result<Vec<Role>, _> = text.split(' ').map(str::parse).collect();
+    Ok(SignIn {
+        id: row.get("id")?,
+        caller: row.get("caller")?,
+        roles: roles.map_err(|_| StoreError::Broken(format!("roles {text:?}")))?,
+        created_at: row.get("created_at")?,
+        expires_at: row.get("expires_at")?,
+    })
+}
+
+fn labelled(cookie: &str) -> String {
+    format!("cookie {cookie}")
+}
+
+impl Store {
+    /// Adds somebody who has signed in, by the cookie that they are given.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn add_sign_in(&self, cookie: &str, who: SignIn) -> Result<()> {
+        let hash = self.inner.pepper.hash_of(&labelled(cookie));
+        self.write(move |db| {
+            db.execute("DELETE FROM sign_in WHERE expires_at < ?1", [who.created_at - KEPT])?;
+            let roles: Vec<&str> = who.roles.iter().map(|role| role.as_str()).collect();
+            db.execute(
+                "INSERT INTO sign_in (id, hash, caller, roles, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![who.id, hash, who.caller, roles.join(" "), who.created_at, who.expires_at],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whose cookie it is, if they are signed in now.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn signed_in(&self, cookie: &str, now: f64) -> Result<Option<SignIn>> {
+        let hash = self.inner.pepper.hash_of(&labelled(cookie));
+        self.read(move |db| {
+            let mut statement =
+                db.prepare_cached("SELECT * FROM sign_in WHERE hash = ?1 AND ended_at IS NULL AND expires_at > ?2")?;
+            let mut rows = statement.query(params![hash, now])?;
+            rows.next()?.map(sign_in_of).transpose()
+        })
+        .await
+    }
+
+    /// Those who are signed in now, oldest first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn sign_ins(&self, now: f64) -> Result<Vec<SignIn>> {
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(
+                "SELECT * FROM sign_in WHERE ended_at IS NULL AND expires_at > ?1 ORDER BY created_at, id",
+            )?;
+            let mut rows = statement.query([now])?;
+            let mut all = Vec::new();
+            while let Some(row) = rows.next()? {
+                all.push(sign_in_of(row)?);
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    /// Signs somebody out, with the tokens that they have made; false if they are
+    /// not signed in.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn end_sign_in(&self, id: &str, now: f64) -> Result<bool> {
+        let id = id.to_owned();
+        self.write_essential(move |db| {
+            let ended = db.execute(
+                "UPDATE sign_in SET ended_at = ?2 WHERE id = ?1 AND ended_at IS NULL AND expires_at > ?2",
+                params![id, now],
+            )?;
+            end_children(db, &id, now)?;
+            Ok(ended > 0)
+        })
+        .await
+    }
+
+    /// What somebody who is signed in with this cookie sends with a change, so that
+    /// no other site can have it made.
+    #[must_use]
+    pub fn csrf_token(&self, cookie: &str) -> String {
+        let hash = self.inner.pepper.hash_of(&format!("csrf {cookie}"));
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Closes a text, so that it can be told later whether it was changed.
+    #[must_use]
+    pub fn seal(&self, text: &str) -> String {
+        let hash = self.inner.pepper.hash_of(&format!("seal {text}"));
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Is it the seal of that text?
+    #[must_use]
+    pub fn is_sealed(&self, text: &str, seal: &str) -> bool {
+        let digits = |at: usize| seal.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let hash: Option<Vec<u8>> = (0..seal.len()).step_by(2).map(digits).collect();
+        hash.is_some_and(|hash| self.inner.pepper.is_hash_of(&hash, &format!("seal {text}")))
+    }
+}
