@@ -3,6 +3,7 @@
 //! killed; raw HTTP that no client library tidies up; and a model provider
 //! that misbehaves on request.
 
+mod issuer;
 mod kms;
 mod processes;
 mod provider;
@@ -11,6 +12,7 @@ mod stack;
 mod upstream;
 mod wait;
 
+pub use issuer::{Issuer, unix_now};
 pub use kms::TRANSIT_TOKEN;
 pub use processes::{Processes, Sandbox, children, descendants, is_gone, is_meter};
 pub use provider::{Provider, Received, Reply};

@@ -34,6 +34,7 @@ mod quota;
 mod restart;
 mod scope;
 mod sessions;
+mod sso;
 mod stream;
 mod tenants;
 mod tls;
