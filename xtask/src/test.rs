@@ -11,13 +11,16 @@ use crate::{docs, kernel, leftovers, peers, tidy};
 
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
 /// finds processes; `faketime` sets clocks; `busybox-static` makes an image;
-/// `strace` injects faults; the others make and mount disks.
-const PACKAGES: [&str; 17] = [
+/// `strace` injects faults; `chromium` is whom people sign in with, `haproxy` stands
+/// before tenants; the others make and mount disks.
+const PACKAGES: [&str; 19] = [
     "btrfs-progs",
     "busybox-static",
+    "chromium",
     "curl",
     "e2fsprogs",
     "faketime",
+    "haproxy",
     "mount",
     "openssl",
     "procps",

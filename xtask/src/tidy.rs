@@ -51,9 +51,11 @@ const LICENCES: [&str; 11] = [
 /// Crates that others of our dependencies still use in two versions, each
 /// with the reason why that cannot be mended here.
 const TWICE: &[(&str, &str)] = &[
+    ("base64", "jsonwebtoken stays with 0.22"),
     ("getrandom", "some stay with 0.2"),
     ("syn", "procedural macros are half way from 2 to 3; nothing of it is in what we ship"),
     ("synstructure", "goes with syn"),
+    ("untrusted", "aws-lc-rs, as jsonwebtoken asks for it, stays with 0.7"),
 ];
 
 pub(crate) fn run() -> Outcome {

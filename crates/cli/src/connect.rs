@@ -6,6 +6,7 @@ use cloister_client::Client;
 use serde::Deserialize;
 
 use crate::arguments::ServerArguments;
+use crate::logins;
 use crate::output::Failure;
 
 #[derive(Deserialize)]
@@ -25,24 +26,38 @@ pub(crate) fn data_directory(arguments: &ServerArguments) -> Result<PathBuf, Fai
     Ok(base.join("cloister"))
 }
 
-/// A client: from flags, the environment, or what `cloister dev` left.
-pub(crate) fn client(arguments: &ServerArguments) -> Result<Client, Failure> {
-    let (url, key) = match (&arguments.url, &arguments.key) {
-        (Some(url), Some(key)) => (url.clone(), key.clone()),
+/// The authority to trust besides the system's.
+pub(crate) fn authority(arguments: &ServerArguments) -> Result<Option<Vec<u8>>, Failure> {
+    let read =
+        |path: &PathBuf| std::fs::read(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())));
+    arguments.ca.as_ref().map(read).transpose()
+}
+
+/// A client: from flags, the environment, a sign-in, or what `cloister dev` left.
+pub(crate) async fn client(arguments: &ServerArguments) -> Result<Client, Failure> {
+    let authority = authority(arguments)?;
+    let signed_in = match (&arguments.url, &arguments.key) {
+        (Some(url), None) => logins::token(url, authority.as_deref()).await?,
+        _ => None,
+    };
+    let (url, key) = match (&arguments.url, arguments.key.clone().or(signed_in)) {
+        (Some(url), Some(key)) => (url.clone(), key),
         (url, key) => {
             let path = data_directory(arguments)?.join("client.json");
-            let text = std::fs::read_to_string(&path).map_err(|_| Failure {
-                hint: Some("start a server with: cloister dev   (or set CLOISTER_URL and CLOISTER_KEY)".into()),
-                ..Failure::new("no server is known here")
+            let text = std::fs::read_to_string(&path).map_err(|_| match url {
+                Some(url) => Failure {
+                    hint: Some(format!("sign in with: cloister login --url {url}   (or set CLOISTER_KEY)")),
+                    ..Failure::new(format!("nobody is signed in to {url}"))
+                },
+                None => Failure {
+                    hint: Some("start a server with: cloister dev   (or set CLOISTER_URL and CLOISTER_KEY)".into()),
+                    ..Failure::new("no server is known here")
+                },
             })?;
             let known: ClientFile =
                 serde_json::from_str(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-            (url.clone().unwrap_or(known.url), key.clone().unwrap_or(known.key))
+            (url.clone().unwrap_or(known.url), key.unwrap_or(known.key))
         }
-    };
-    let authority = match &arguments.ca {
-        Some(path) => Some(std::fs::read(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?),
-        None => None,
     };
     Ok(Client::new(&url, &key, authority.as_deref())?)
 }

@@ -5,6 +5,7 @@ mod arguments;
 mod commands;
 mod connect;
 mod explain;
+mod logins;
 mod output;
 mod show;
 

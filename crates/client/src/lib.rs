@@ -1,6 +1,8 @@
 //! A client of our own API: typed calls, and event streams that resume.
 
+mod access;
 mod egress;
+mod login;
 mod stream;
 
 use std::time::Duration;
@@ -14,6 +16,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
+pub use login::{Device, Login, Place, SignedIn};
 pub use stream::{Event, Events};
 
 /// What may go wrong.

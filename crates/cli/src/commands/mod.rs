@@ -1,5 +1,6 @@
 //! One module for each kind of command.
 
+mod access;
 mod egress;
 mod files;
 mod machine;
@@ -23,19 +24,22 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
         Command::Backup { to } => servers::backup(server, &to, output),
         Command::Restore { from } => servers::restore(server, &from, output).await,
         Command::Explain { code, session: Some(id) } if code.as_deref() == Some("session") => {
-            session::explain(&client(server)?, &id, output).await
+            session::explain(&client(server).await?, &id, output).await
         }
         Command::Explain { code, .. } => machine::explain(code.as_deref(), output),
         Command::Config(command) => machine::config(command, output),
-        Command::Connection(command) => egress::connection(&client(server)?, command, output).await,
-        Command::EgressLog(options) => egress::egress(&client(server)?, options, output).await,
+        Command::Connection(command) => egress::connection(&client(server).await?, command, output).await,
+        Command::EgressLog(options) => egress::egress(&client(server).await?, options, output).await,
         Command::Audit(command) => egress::audit(server, command, output),
         Command::VaultKeys(command) => egress::vault(server, command, output),
         Command::Tenant(command) => tenant::tenant(command, output).await,
         Command::Region { config, ready_file } => tenant::region(&config, ready_file.as_deref(), output).await,
+        Command::Login { device } => access::login(server, device, output).await,
+        Command::Logout => access::logout(server, output),
+        Command::Auth(command) => access::auth(&client(server).await?, command, output).await,
         Command::Key(command) => servers::key(server, command, output).await,
-        Command::Run(options) => session::run(&client(server)?, options, output).await,
-        Command::Session(command) => session::session(&client(server)?, command, output).await,
-        Command::Files(command) => files::files(&client(server)?, command, output).await,
+        Command::Run(options) => session::run(&client(server).await?, options, output).await,
+        Command::Session(command) => session::session(&client(server).await?, command, output).await,
+        Command::Files(command) => files::files(&client(server).await?, command, output).await,
     }
 }

@@ -109,7 +109,9 @@ async fn nobody_makes_a_key_that_may_more_than_they() {
 /// Which roles each operation is for; `known` is anybody with a key.
 fn meant_for(operation: &str) -> &'static [&'static str] {
     match operation {
-        "GET /openapi.json" | "GET /v1/me" => &["viewer", "operator", "developer", "security", "admin"],
+        "GET /openapi.json" | "GET /v1/me" | "POST /auth/sign-out" => {
+            &["viewer", "operator", "developer", "security", "admin"]
+        }
         "POST /v1/sessions"
         | "POST /v1/sessions/{id}/messages"
         | "PUT /v1/sessions/{id}/files/{path}"
@@ -120,6 +122,7 @@ fn meant_for(operation: &str) -> &'static [&'static str] {
         "GET /v1/sessions"
         | "GET /v1/sessions/{id}"
         | "GET /v1/sessions/{id}/sandbox"
+        | "POST /v1/sessions/{id}/tokens"
         | "GET /v1/sessions/{id}/messages"
         | "GET /v1/sessions/{id}/responses"
         | "GET /v1/sessions/{id}/responses/{rid}"
@@ -137,9 +140,23 @@ fn meant_for(operation: &str) -> &'static [&'static str] {
         | "GET /v1/keys"
         | "GET /v1/keys/{id}"
         | "DELETE /v1/keys/{id}"
-        | "POST /v1/keys/{id}/rotate" => &["security", "admin"],
+        | "POST /v1/keys/{id}/rotate"
+        | "POST /v1/auth/explain"
+        | "GET /v1/sign-ins"
+        | "DELETE /v1/sign-ins/{id}" => &["security", "admin"],
         "GET /v1/egress" => &["operator", "security", "admin"],
         _ => panic!("{operation} has no row: say who it is for"),
+    }
+}
+
+/// What each operation answers that needs no key, where nobody vouches for
+/// callers.
+fn open_to_all(operation: &str) -> Option<u16> {
+    match operation {
+        "GET /health" => Some(200),
+        "GET /auth/sign-in" | "GET /auth/callback" | "GET /.well-known/oauth-protected-resource" => Some(404),
+        "POST /v1/token" => Some(400),
+        _ => None,
     }
 }
 
@@ -149,6 +166,11 @@ async fn every_operation_refuses_whoever_it_is_not_for() {
     let other = {
         let provider = Scripted::start().await;
         let config = provider.config("").replace("tenant = 'acme'", "tenant = 'other'");
+        Stack::with(Options { serve: true, config: Some(config), ..Options::default() }).await
+    };
+    let far = {
+        let provider = Scripted::start().await;
+        let config = provider.config("[listen]\nallow = ['192.0.2.0/24']\n");
         Stack::with(Options { serve: true, config: Some(config), ..Options::default() }).await
     };
     let session = stack.session().await;
@@ -182,8 +204,10 @@ async fn every_operation_refuses_whoever_it_is_not_for() {
             } else {
                 path.replace("{id}", session.as_str())
             };
-            if operation == "GET /health" {
-                assert_eq!(with(&stack, "nothing", &method, &path, &Value::Null).await.0, 200);
+            let (status, body) = with(&far, &far.key, &method, &path, &Value::Null).await;
+            assert_eq!((status, &body["error"]), (403, &json!("forbidden")), "{operation}, from elsewhere");
+            if let Some(expected) = open_to_all(&operation) {
+                assert_eq!(with(&stack, "nothing", &method, &path, &Value::Null).await.0, expected, "{operation}");
                 continue;
             }
             for (why, key) in [

@@ -34,6 +34,7 @@ mod quota;
 mod restart;
 mod scope;
 mod sessions;
+mod sign_in;
 mod sso;
 mod stream;
 mod tenants;

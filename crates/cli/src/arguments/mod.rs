@@ -1,13 +1,16 @@
 //! The words of the command line.
 
+mod operate;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use cloister_types::access::Role;
 use cloister_types::egress::ConnectionName;
 use cloister_types::host::HostPattern;
 use cloister_types::{ResponseId, SessionId};
+
+pub(crate) use operate::{AuditCommand, AuthCommand, KeyCommand, TenantCommand, VaultCommand};
 
 /// Sessions of long-running agents in kernel-enforced workspaces.
 #[derive(Debug, Parser)]
@@ -71,6 +74,17 @@ pub(crate) enum Command {
     /// Work with files, as a session sees them.
     #[command(subcommand)]
     Files(FilesCommand),
+    /// Sign in with the tenant's identity provider, by a browser.
+    Login {
+        /// By a code that is typed in on another machine.
+        #[arg(long)]
+        device: bool,
+    },
+    /// Forget the sign-in to a server.
+    Logout,
+    /// Who the caller is, why, and who is signed in.
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// Work with API keys.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -348,115 +362,6 @@ pub(crate) struct EgressArguments {
     /// Records after this one.
     #[arg(long, default_value_t = 0)]
     pub(crate) after: u64,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AuditCommand {
-    /// Verify the chain: nothing missing, nothing changed, every head signed.
-    Verify {
-        /// The tenant whose audit it is.
-        #[arg(long, default_value = "dev")]
-        tenant: String,
-        /// A head that was kept elsewhere, as JSON; - for standard input.
-        #[arg(long)]
-        head: Option<PathBuf>,
-        /// The public key that heads must be signed with, hexadecimal.
-        #[arg(long)]
-        key: Option<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum VaultCommand {
-    /// Close every credential with a new root key.
-    Rotate {
-        /// Configuration file of the server.
-        #[arg(long)]
-        config: Option<PathBuf>,
-    },
-    /// Make a recovery key: its public half for `[vault] recovery`, its private
-    /// half to be kept offline.
-    RecoveryKey,
-    /// Open a vault whose key is lost with the private half of a recovery key, and
-    /// close it with the present key file, which is made if there is none.
-    Recover {
-        /// Configuration file of the server.
-        #[arg(long)]
-        config: Option<PathBuf>,
-        /// File with the private half; `-` reads it from standard input.
-        #[arg(long)]
-        recovery_key: PathBuf,
-    },
-    /// Take the present data for the newest, after a restore on purpose.
-    AcceptRollback {
-        /// Configuration file of the server.
-        #[arg(long)]
-        config: Option<PathBuf>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TenantCommand {
-    /// Make a tenant. Its region is for good; its first key is printed once.
-    Create {
-        /// Its name: 1 to 63 of a-z, 0-9 and -.
-        name: String,
-        /// Its region.
-        #[arg(long)]
-        region: String,
-        /// Folder of this host's tenants.
-        #[arg(long)]
-        root: PathBuf,
-    },
-    /// List the tenants.
-    Ls {
-        /// Folder of this host's tenants.
-        #[arg(long)]
-        root: PathBuf,
-    },
-    /// Suspend a tenant: its server ends with its turns, and does not start.
-    Suspend {
-        /// Its name.
-        name: String,
-        /// Folder of this host's tenants.
-        #[arg(long)]
-        root: PathBuf,
-    },
-    /// Let a suspended tenant serve again.
-    Resume {
-        /// Its name.
-        name: String,
-        /// Folder of this host's tenants.
-        #[arg(long)]
-        root: PathBuf,
-    },
-    /// Remove a suspended tenant for good.
-    Rm {
-        /// Its name.
-        name: String,
-        /// Folder of this host's tenants.
-        #[arg(long)]
-        root: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum KeyCommand {
-    /// Make a key. It is printed once and stored as a hash.
-    New {
-        /// Configuration file of the server.
-        #[arg(long)]
-        config: PathBuf,
-        /// Name of the caller.
-        #[arg(long, default_value = "default")]
-        caller: String,
-        /// What the caller may: viewer, operator, developer, security or admin.
-        #[arg(long, default_value = "admin")]
-        role: Role,
-        /// Seconds until it ends by itself.
-        #[arg(long)]
-        expires_in: Option<u64>,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,0 +1,96 @@
+//! Who has signed in from here, server by server: a file that only its owner
+//! reads.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use cloister_client::{Login, Place, SignedIn};
+use serde::{Deserialize, Serialize};
+
+use crate::output::Failure;
+
+/// Seconds before its end at which a token is renewed.
+const EARLY: f64 = 30.0;
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    place: Place,
+    signed_in: SignedIn,
+}
+
+type All = BTreeMap<String, Kept>;
+
+fn file() -> Result<PathBuf, Failure> {
+    let base = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
+    let base = base.or_else(home).ok_or_else(|| Failure::new("no home directory to keep a sign-in in"))?;
+    Ok(base.join("cloister/logins.json"))
+}
+
+fn read() -> Result<All, Failure> {
+    let path = file()?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(All::new()),
+        Err(error) => Err(Failure::new(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn write(all: &All) -> Result<(), Failure> {
+    let path = file()?;
+    if let Some(folder) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    // Whole or not at all: others may read it now.
+    let fresh = path.with_extension(format!("{}", std::process::id()));
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    let text = serde_json::to_vec_pretty(all).map_err(|error| Failure::new(error.to_string()))?;
+    file.write_all(&text).and_then(|()| std::fs::rename(&fresh, &path)).inspect_err(|_| {
+        let _ = std::fs::remove_file(&fresh);
+    })?;
+    Ok(())
+}
+
+fn name(url: &str) -> &str {
+    url.trim_end_matches('/')
+}
+
+/// Keeps a sign-in.
+pub(crate) fn keep(url: &str, place: Place, signed_in: SignedIn) -> Result<(), Failure> {
+    let mut all = read()?;
+    all.insert(name(url).to_owned(), Kept { place, signed_in });
+    write(&all)
+}
+
+/// Forgets a sign-in; false if there is none.
+pub(crate) fn forget(url: &str) -> Result<bool, Failure> {
+    let mut all = read()?;
+    let found = all.remove(name(url)).is_some();
+    write(&all)?;
+    Ok(found)
+}
+
+/// The token of whoever has signed in to a server, renewed if it is about to end.
+pub(crate) async fn token(url: &str, authority: Option<&[u8]>) -> Result<Option<String>, Failure> {
+    let Some(Kept { place, signed_in }) = read()?.remove(name(url)) else { return Ok(None) };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
+    let refresh = match &signed_in.refresh_token {
+        Some(refresh) if now + EARLY >= signed_in.expires_at => refresh.clone(),
+        _ => return Ok(Some(signed_in.token)),
+    };
+    let login = Login::at(place, authority)?;
+    match login.renew(&refresh).await {
+        Ok(renewed) => {
+            let token = renewed.token.clone();
+            keep(url, login.place, renewed)?;
+            Ok(Some(token))
+        }
+        // Another command may have renewed it meanwhile, once and for all.
+        Err(error) => match read()?.remove(name(url)) {
+            Some(other) if other.signed_in.token != signed_in.token => Ok(Some(other.signed_in.token)),
+            _ => Err(error.into()),
+        },
+    }
+}
