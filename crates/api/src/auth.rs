@@ -18,6 +18,7 @@ use crate::access::{Needs, needs};
 use crate::body::drain;
 use crate::error::{Answer, ApiError};
 use crate::principal::{Origin, Principal, Reach};
+use crate::quotas::Left;
 use crate::shown::{Presented, decide, known, look};
 
 /// The one path on which a key may be in the URL, where a browser's `EventSource`
@@ -27,9 +28,13 @@ const EVENTS: &str = "/v1/sessions/{id}/responses/{rid}/events";
 pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let asked = Asked::of(&request);
     match admit(&api, &asked).await {
-        Ok(Some(principal)) => {
+        Ok(Some((principal, left))) => {
             request.extensions_mut().insert(principal);
-            next.run(request).await
+            let mut response = next.run(request).await;
+            if let Some(left) = left {
+                left.put(response.headers_mut());
+            }
+            response
         }
         Ok(None) => next.run(request).await,
         Err(error) => {
@@ -75,8 +80,9 @@ impl Asked {
     }
 }
 
-/// Who calls, if the operation wants to know; an error if they may not.
-async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
+/// Who calls, if the operation wants to know, and how often they still may; an
+/// error if they may not.
+async fn admit(api: &Api, asked: &Asked) -> Answer<Option<(Principal, Option<Left>)>> {
     let address = asked.origin.as_ref().and_then(|origin| origin.address);
     if asked.origin.as_ref().is_some_and(|origin| !origin.allowed) {
         api.failures.note(api, address, "address_not_allowed").await;
@@ -95,7 +101,7 @@ async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
         }
     };
     // Refusals count as well.
-    api.quotas.take(&principal.caller)?;
+    let left = api.quotas.take(&principal.caller)?;
     same_site(&principal, asked)?;
     // Names of files are bytes; everything else is text, or nothing.
     if !asked.text.contains("/files/") && percent_decode_str(&asked.text).decode_utf8().is_err() {
@@ -112,7 +118,7 @@ async fn admit(api: &Api, asked: &Asked) -> Answer<Option<Principal>> {
         None => {}
     }
     within(api, &principal.reach, &asked.method, path.unwrap_or_default(), &asked.text).await?;
-    Ok(Some(principal))
+    Ok(Some((principal, left)))
 }
 
 fn not_with(principal: &Principal) -> ApiError {

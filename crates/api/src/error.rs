@@ -7,12 +7,14 @@ use cloister_session::SessionError;
 use cloister_types::ErrorCode;
 use cloister_types::wire::ErrorBody;
 
+use crate::quotas::Left;
+
 /// An error on its way to a client.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     error: SessionError,
-    /// The limit that was met, and the seconds until it no longer is.
-    limit: Option<(u64, u64)>,
+    /// The limit that was met.
+    limit: Option<Left>,
 }
 
 /// A result of a handler.
@@ -24,8 +26,8 @@ impl ApiError {
     }
 
     /// Says which limit was met, and when it no longer is, in headers as well.
-    pub(crate) fn limited(self, most: u64, wait: u64) -> Self {
-        Self { limit: Some((most, wait)), ..self }
+    pub(crate) fn limited(self, limit: Left) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -48,11 +50,9 @@ impl IntoResponse for ApiError {
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if let Some((most, wait)) = self.limit {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait));
-            for (name, value) in [("ratelimit-limit", most), ("ratelimit-remaining", 0), ("ratelimit-reset", wait)] {
-                headers.insert(name, HeaderValue::from(value));
-            }
+        if let Some(limit) = self.limit {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(limit.wait));
+            limit.put(headers);
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

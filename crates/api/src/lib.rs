@@ -26,6 +26,7 @@ use cloister_session::Sessions;
 use cloister_types::SessionId;
 use cloister_vault::SealingKey;
 use cloister_vault::client::Client;
+use tokio::sync::watch;
 
 pub use failures::Failures;
 pub use openapi::document;
@@ -63,6 +64,8 @@ pub struct Api {
     pub failures: Failures,
     /// How often callers may call.
     pub quotas: Quotas,
+    /// Becomes true when the server is about to be replaced: streams say so and end.
+    pub leaving: watch::Receiver<bool>,
     /// The way out, to try connections on.
     pub outside: Arc<dyn Outside>,
 }

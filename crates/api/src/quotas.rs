@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::http::{HeaderMap, HeaderValue};
 use cloister_types::ErrorCode;
 
 use crate::error::{Answer, ApiError};
@@ -21,6 +22,28 @@ pub struct Rates {
     pub tenant: u64,
 }
 
+/// What is left of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Calls in a minute.
+    pub(crate) most: u64,
+    /// Of these.
+    pub(crate) remaining: u64,
+    /// Seconds until it is all there again.
+    pub(crate) wait: u64,
+}
+
+impl Left {
+    /// In the headers in which clients look for it.
+    pub(crate) fn put(self, headers: &mut HeaderMap) {
+        let Self { most, remaining, wait } = self;
+        for (name, value) in [("ratelimit-limit", most), ("ratelimit-remaining", remaining), ("ratelimit-reset", wait)]
+        {
+            headers.insert(name, HeaderValue::from(value));
+        }
+    }
+}
+
 /// What callers have used of that.
 #[derive(Debug)]
 pub struct Quotas {
@@ -35,11 +58,12 @@ impl Quotas {
         Self { rates, used: Mutex::default() }
     }
 
-    /// Counts a call.
-    pub(crate) fn take(&self, caller: &str) -> Answer<()> {
+    /// Counts a call. What is left of the nearest limit, if there is one.
+    pub(crate) fn take(&self, caller: &str) -> Answer<Option<Left>> {
         if self.rates == Rates::default() {
-            return Ok(());
+            return Ok(None);
         }
+        let mut nearest: Option<Left> = None;
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if used.len() >= KEPT {
             used.retain(|_, (since, _)| since.elapsed() < WINDOW);
@@ -49,13 +73,17 @@ impl Quotas {
             if since.elapsed() >= WINDOW {
                 (*since, *count) = (Instant::now(), 0);
             }
+            let wait = WINDOW.saturating_sub(since.elapsed()).as_secs() + 1;
             if most > 0 && *count >= most {
-                let wait = WINDOW.saturating_sub(since.elapsed()).as_secs() + 1;
                 let error = ApiError::new(ErrorCode::RateLimited, format!("at most {most} calls in a minute"));
-                return Err(error.limited(most, wait));
+                return Err(error.limited(Left { most, remaining: 0, wait }));
             }
             *count += 1;
+            let left = Left { most, remaining: most.saturating_sub(*count), wait };
+            if most > 0 && nearest.is_none_or(|nearest| left.remaining < nearest.remaining) {
+                nearest = Some(left);
+            }
         }
-        Ok(())
+        Ok(nearest)
     }
 }

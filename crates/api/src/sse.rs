@@ -9,31 +9,42 @@ use bytes::{BufMut, Bytes, BytesMut};
 use cloister_session::Subscription;
 use cloister_types::event::StoredEvent;
 use futures_util::stream;
+use tokio::sync::watch;
 
 use crate::error::Answer;
 
 /// Silence after which a comment is sent. It has no `id:`, so no cursor moves.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Said when the server is about to be replaced: the turn goes on, and the client
+/// finds it at the next server, from its cursor, a quarter of a second later.
+const LEAVING: &[u8] = b"retry: 250\n: the server is being replaced; reconnect\n\n";
 
 /// Streams from the subscription's cursor to the terminal event. Each client
 /// pulls pages at its own pace: a slow one holds one page and nobody else.
 ///
 /// # Errors
 /// What is there already cannot be read: said while a status can still say it.
-pub(crate) async fn response(mut subscription: Subscription) -> Answer<Response> {
+pub(crate) async fn response(mut subscription: Subscription, leaving: watch::Receiver<bool>) -> Answer<Response> {
     let turn = subscription.turn().to_string();
     let first = subscription.ready().await?;
-    let body = Body::from_stream(stream::unfold((first, subscription), |(first, mut subscription)| async move {
+    let state = Some((first, subscription, leaving));
+    let body = Body::from_stream(stream::unfold(state, |state| async move {
+        let (first, mut subscription, mut leaving) = state?;
         let page = match first {
             Some(events) => Ok(Ok(Some(events))),
-            None => tokio::time::timeout(HEARTBEAT, subscription.page()).await,
+            None => tokio::select! {
+                biased;
+                _ = leaving.wait_for(|leaving| *leaving) => return Some((Ok(Bytes::from_static(LEAVING)), None)),
+                page = tokio::time::timeout(HEARTBEAT, subscription.page()) => page,
+            },
         };
-        match page {
-            Err(_) => Some((Ok(Bytes::from_static(b": ping\n\n")), (None, subscription))),
-            Ok(Ok(Some(events))) => Some((Ok(frames(&events)), (None, subscription))),
-            Ok(Ok(None)) => None,
-            Ok(Err(error)) => Some((Err(error), (None, subscription))),
-        }
+        let said = match page {
+            Err(_) => Ok(Bytes::from_static(b": ping\n\n")),
+            Ok(Ok(Some(events))) => Ok(frames(&events)),
+            Ok(Ok(None)) => return None,
+            Ok(Err(error)) => Err(error),
+        };
+        Some((said, Some((None, subscription, leaving))))
     }));
     let mut response = Response::new(body);
     let headers = response.headers_mut();

@@ -118,6 +118,7 @@ async fn scripted_provider(
             return Err(ServerError::Config(format!("a model may not be named {name:?} here: dev adds its own")));
         }
         config.models.push(ModelTable {
+            region: None,
             name: name.into(),
             wire,
             base_url: format!("http://{address}{path}"),

@@ -46,6 +46,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let data =
         data.ok_or_else(|| ServerError::Config("no data directory: set data in the configuration, or --data".into()))?;
     adopt(&mut config, &data)?;
+    config.check_region()?;
     let scripted: Vec<&str> =
         config.models.iter().map(|model| model.name.as_str()).filter(|name| name.starts_with("scripted")).collect();
     if !scripted.is_empty() && !options.allow_scripted {
@@ -77,7 +78,10 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let ended = {
         let stop = async {
             tokio::select! {
-                () = stop => false,
+                () = stop => {
+                    tenant.send_away();
+                    false
+                }
                 () = until_suspended(&suspended, &data) => {
                     // Nothing of it stays reachable, nor at work.
                     tenant.shut_down().await;

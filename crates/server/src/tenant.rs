@@ -7,6 +7,7 @@ use axum::Router;
 use cloister_session::{Ground, Host, HostError, Sessions};
 use cloister_store::Store;
 use cloister_vault::wire::{Reply, Request};
+use tokio::sync::watch;
 
 use crate::ServerError;
 use crate::config::Config;
@@ -44,6 +45,7 @@ pub(crate) struct Tenant {
     sessions: Arc<Sessions>,
     egress: Arc<Egress>,
     clock: tokio::task::JoinHandle<()>,
+    leaving: watch::Sender<bool>,
 }
 
 impl Tenant {
@@ -94,6 +96,7 @@ impl Tenant {
             .await
             .map_err(|error| ServerError::Start(error.to_string()))?;
         let clock = tokio::spawn(sessions.clone().keep_time());
+        let leaving = watch::Sender::new(false);
         let api = cloister_api::Api {
             sessions: sessions.clone(),
             tenant: config.tenant.clone(),
@@ -111,9 +114,15 @@ impl Tenant {
                 caller: config.limits.caller_requests_per_minute,
                 tenant: config.limits.requests_per_minute,
             }),
+            leaving: leaving.subscribe(),
             outside: egress.clone(),
         };
-        Ok(Self { router: cloister_api::router(Arc::new(api)), store, sessions, egress, clock })
+        Ok(Self { router: cloister_api::router(Arc::new(api)), store, sessions, egress, clock, leaving })
+    }
+
+    /// Tells those who follow turns to go on with the next server.
+    pub(crate) fn send_away(&self) {
+        let _ = self.leaving.send(true);
     }
 
     /// Refuses new work and ends what runs; streams get their terminal events.

@@ -66,7 +66,7 @@ pub(super) async fn send(
     let message = Message { text: text.to_owned(), on_busy, caller: principal.caller, key, body };
     let (sessions, session) = (api.sessions.clone(), id.clone());
     match unhurried(async move { sessions.send(&session, message).await }).await? {
-        Sent::Turn(turn) => sse::response(api.sessions.subscribe(&id, &turn, None).await?).await,
+        Sent::Turn(turn) => sse::response(api.sessions.subscribe(&id, &turn, None).await?, api.leaving.clone()).await,
         Sent::Evicted(turn) => {
             let note = "the session of this turn was deleted, and its events with it";
             let body = Json(json!({"response_id": turn, "status": "replayed", "note": note}));
@@ -121,7 +121,7 @@ pub(super) async fn events(
         }
         Some(_) => return Err(ApiError::invalid("the cursor must be a whole number, 0 or more")),
     };
-    sse::response(api.sessions.subscribe(&id, &rid, after).await?).await
+    sse::response(api.sessions.subscribe(&id, &rid, after).await?, api.leaving.clone()).await
 }
 
 /// Cancel a turn.

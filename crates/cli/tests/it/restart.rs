@@ -116,8 +116,17 @@ async fn a_stopped_serve_leaves_its_turns_to_the_next() {
     let turn = events.turn().clone();
     let agent = stack.processes().agent(session.as_str()).unwrap();
     let reader = tokio::spawn(Turn::collect(events));
+    // Another, that sees every byte.
+    let (url, bearer) = (stack.url.clone(), format!("Bearer {}", stack.key));
+    let path = format!("/v1/sessions/{session}/responses/{turn}/events");
+    let watcher = tokio::spawn(async move {
+        cloister_testkit::raw(&url, "GET", &path, &[("authorization", &bearer)], b"").await.text()
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let began = Instant::now();
     assert_eq!(stack.terminate().await.code(), Some(0));
+    let seen = watcher.await.unwrap();
+    assert!(seen.ends_with("retry: 250\n: the server is being replaced; reconnect\n\n"), "{seen}");
     assert!(began.elapsed() < Duration::from_secs(6), "streams that are open do not hold it up for ever");
     assert!(!is_gone(agent));
     // The turn ends while nobody serves; so does everything that it needed.

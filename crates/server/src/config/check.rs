@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use cloister_types::address::is_public;
 
 use super::{Config, ModelTable};
+use crate::ServerError;
 
 impl Config {
     /// Says what is wrong first.
@@ -57,6 +58,23 @@ impl Config {
             return Err("limits must be more than 0".into());
         }
         Ok(())
+    }
+}
+
+impl Config {
+    /// Refuses models that lie in another region than the tenant, once it is known
+    /// where that lies.
+    pub(crate) fn check_region(&self) -> Result<(), ServerError> {
+        let elsewhere = self.models.iter().find(|model| model.region.is_some() && model.region != self.region);
+        match elsewhere {
+            None => Ok(()),
+            Some(model) => Err(ServerError::Config(format!(
+                "model {:?} lies in region {:?}, and the tenant in {:?}",
+                model.name,
+                model.region.as_deref().unwrap_or_default(),
+                self.region.as_deref().unwrap_or("none")
+            ))),
+        }
     }
 }
 

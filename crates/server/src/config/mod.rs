@@ -205,6 +205,9 @@ pub struct ModelTable {
     /// File that holds the API key. Read by the egress process alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
+    /// The region that it lies in; a tenant in another does not start with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
     /// The upstream may lie on loopback or a private address.
     #[serde(default)]
     pub allow_private: bool,
