@@ -9,11 +9,12 @@ mod logins;
 mod output;
 mod show;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, KeyCommand, VaultCommand};
 use output::{Failure, Output};
 
 /// A server lives for months and holds thousands of connections, each with
@@ -31,6 +32,12 @@ fn main() -> ExitCode {
     if matches!(arguments.command, Command::Egress) {
         cloister_server::lower();
     }
+    let output = Output::new(arguments.json, arguments.server.as_typed());
+    if let Some((config, data)) = opens(&arguments)
+        && let Err(error) = cloister_server::become_owner(config, data)
+    {
+        return output.failure(&error.into());
+    }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     // A call passes through few threads: each hop between two costs more than
     // the work of either.
@@ -47,7 +54,6 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let output = Output::new(arguments.json, arguments.server.as_typed());
     let outcome = runtime.block_on(commands::run(arguments, output));
     // A blocking read must not hold up the end.
     runtime.shutdown_background();
@@ -55,6 +61,24 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => output.failure(&failure),
     }
+}
+
+/// Where a command that opens a tenant's data finds it: the configuration, and the
+/// directory itself.
+fn opens(arguments: &Arguments) -> Option<(Option<&Path>, Option<&Path>)> {
+    let data = arguments.server.data.as_deref();
+    let config = match &arguments.command {
+        Command::Serve(options) => Some(&options.config),
+        Command::Key(KeyCommand::New { config, .. }) => Some(config),
+        Command::VaultKeys(
+            VaultCommand::Rotate { config }
+            | VaultCommand::Recover { config, .. }
+            | VaultCommand::AcceptRollback { config },
+        ) => config.as_ref(),
+        Command::Audit(_) => None,
+        _ => return None,
+    };
+    Some((config.map(PathBuf::as_path), data))
 }
 
 /// Servers log to standard error; `CLOISTER_LOG` takes a filter such as

@@ -1,12 +1,14 @@
 //! API keys: made here, shown once, stored as a hash.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cloister_store::Store;
 use cloister_types::access::{NewKey, Role};
 use cloister_types::key::ApiKey;
 
 use crate::ServerError;
+use crate::config::Config;
+use crate::stamp::adopt;
 
 fn unix_now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
@@ -14,6 +16,11 @@ fn unix_now() -> f64 {
 
 fn failed(error: impl std::fmt::Display) -> ServerError {
     ServerError::Start(error.to_string())
+}
+
+/// Nobody has said where the data is.
+pub(crate) fn no_data() -> ServerError {
+    ServerError::Config("no data directory: set data in the configuration, or --data".into())
 }
 
 fn admin(caller: &str) -> NewKey {
@@ -49,11 +56,20 @@ pub(crate) async fn development(store: &Store, tenant: &str, data: &Path) -> Res
     Ok(key)
 }
 
-/// Makes a key in the store of a data directory; the server may be running.
+/// Makes a key of a tenant's, by the configuration of its server, which may be
+/// running.
 ///
 /// # Errors
-/// The data directory is not this tenant's.
-pub async fn new_key(data: &Path, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
+/// There is no data directory, or it is another tenant's.
+pub async fn new_key(config: &Path, data: Option<PathBuf>, what: NewKey) -> Result<ApiKey, ServerError> {
+    let mut config = Config::read(config)?;
+    let data = data.or_else(|| config.data.clone()).ok_or_else(no_data)?;
+    adopt(&mut config, &data)?;
+    first_key(&data, &config.tenant, what).await
+}
+
+/// The same in the store of a data directory.
+pub(crate) async fn first_key(data: &Path, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
     crate::files::make_private_folder(data).map_err(ServerError::start("make the data directory"))?;
     let store = Store::open(&data.join("tenant.db"), tenant).map_err(failed)?;
     make(&store, tenant, what).await

@@ -16,6 +16,7 @@ mod serve;
 mod stamp;
 mod tenant;
 mod tls;
+mod user;
 mod vault;
 
 pub mod config;
@@ -30,6 +31,7 @@ pub use region::region;
 pub use serve::{Serve, serve};
 pub use stamp::Stamp;
 pub use tenant::{go_ahead, lower, settle};
+pub use user::{HostUser, become_owner};
 pub use vault::{accept_rollback, recover_vault, rotate_vault, verify_audit};
 
 /// The role of the egress process: control socket on standard input.

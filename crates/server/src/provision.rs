@@ -1,6 +1,7 @@
 //! Tenants of a host: made, listed, suspended, removed.
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,10 @@ use serde::Serialize;
 use crate::ServerError;
 use crate::files::{DataLock, make_private_folder, take};
 use crate::stamp::{Stamp, suspension};
+use crate::user::HostUser;
 
+/// Where a tenant is made, before it is one.
+const MAKING: &str = ".making";
 /// How long a server may take to hear that its tenant is suspended.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -25,6 +29,9 @@ pub struct Provisioned {
     pub key: String,
     /// Its data directory.
     pub data: PathBuf,
+    /// Whose its files are, if it has a user of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<HostUser>,
 }
 
 /// A tenant, as it is listed.
@@ -58,20 +65,39 @@ fn of(root: &Path, name: &str) -> Result<(PathBuf, Stamp), ServerError> {
 ///
 /// # Errors
 /// There is one of that name, or something in its place.
-pub async fn create(root: &Path, name: &str, region: &str) -> Result<Provisioned, ServerError> {
+pub async fn create(root: &Path, name: &str, region: &str, user: Option<HostUser>) -> Result<Provisioned, ServerError> {
     if !is_name(name) || !is_name(region) {
         return Err(ServerError::Config("tenant and region are each 1 to 63 of a-z, 0-9 and -".into()));
     }
+    if user.is_some() && !rustix::process::geteuid().is_root() {
+        return Err(ServerError::Config("only root gives a tenant a user of its own".into()));
+    }
     make_private_folder(root).map_err(ServerError::start(format!("make {}", root.display())))?;
-    let data = std::path::absolute(root.join(name)).map_err(ServerError::start("find the folder"))?;
-    // Whoever makes the folder makes the tenant: two at once are one too many.
-    std::fs::create_dir(&data).map_err(ServerError::start(format!("make {}", data.display())))?;
-    make_private_folder(&data).map_err(ServerError::start(format!("make {}", data.display())))?;
-    let stamp = Stamp { tenant: name.to_owned(), region: region.to_owned() };
-    stamp.write(&data)?;
-    let admin = NewKey::new("admin", Role::Admin);
-    let key = crate::keys::new_key(&data, name, admin).await?;
-    Ok(Provisioned { tenant: stamp.tenant, region: stamp.region, key: key.reveal().to_owned(), data })
+    if user.is_some() {
+        // Passed through by each tenant's user, and listed by none.
+        std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o711))
+            .map_err(ServerError::start(format!("open {}", root.display())))?;
+    }
+    let root = std::path::absolute(root).map_err(ServerError::start("find the folder"))?;
+    // One at a time, so that what is half made is nobody's: its maker was killed.
+    let held = std::fs::File::open(&root).map_err(ServerError::start(format!("open {}", root.display())))?;
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| ServerError::Start(format!("lock {}: {error}", root.display())))?;
+    let (data, making) = (root.join(name), root.join(MAKING));
+    if data.symlink_metadata().is_ok() {
+        return Err(ServerError::Config(format!("there is something at {} already", data.display())));
+    }
+    let _ = std::fs::remove_dir_all(&making);
+    make_private_folder(&making).map_err(ServerError::start(format!("make {}", making.display())))?;
+    let stamp = Stamp { tenant: name.to_owned(), region: region.to_owned(), user };
+    stamp.write(&making)?;
+    let key = crate::keys::first_key(&making, name, NewKey::new("admin", Role::Admin)).await?;
+    let given = user.map_or(Ok(()), |user| user.own(&making));
+    // All of it at once, or nothing.
+    given
+        .and_then(|()| std::fs::rename(&making, &data))
+        .map_err(ServerError::start(format!("make {}", data.display())))?;
+    Ok(Provisioned { tenant: stamp.tenant, region: stamp.region, key: key.reveal().to_owned(), data, user })
 }
 
 /// The tenants of a root folder.
@@ -82,7 +108,7 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
     let root = &std::path::absolute(root).map_err(ServerError::start("find the folder"))?;
     let entries = std::fs::read_dir(root).map_err(ServerError::start(format!("read {}", root.display())))?;
     let mut all = Vec::new();
-    for entry in entries.flatten() {
+    for entry in entries.flatten().filter(|entry| entry.file_name() != MAKING) {
         let data = entry.path();
         if let Some(stamp) = Stamp::read(&data)? {
             let state = if suspension(&data).exists() { "suspended" } else { "active" };

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::config::Config;
 use crate::files::{take, write_private};
 use crate::gate::Gate;
+use crate::keys::no_data;
 use crate::listen::Front;
 use crate::stamp::{adopt, door, suspension};
 use crate::tenant::{Tenant, stop_signal};
@@ -43,8 +44,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let mut config = Config::read(&options.config)?;
     let address = options.listen.unwrap_or(config.listen.address);
     let data = options.data.or_else(|| config.data.clone());
-    let data =
-        data.ok_or_else(|| ServerError::Config("no data directory: set data in the configuration, or --data".into()))?;
+    let data = data.ok_or_else(no_data)?;
     adopt(&mut config, &data)?;
     config.check_region()?;
     let scripted: Vec<&str> =

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ServerError;
 use crate::config::Config;
+use crate::user::HostUser;
 
 /// What a data directory is stamped with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,9 @@ pub struct Stamp {
     pub tenant: String,
     /// The region that it was made in.
     pub region: String,
+    /// Whose its files are on this host, if it has a user of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<HostUser>,
 }
 
 fn path(data: &Path) -> PathBuf {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use cloister_server::HostUser;
 use cloister_types::SessionId;
 use cloister_types::access::Role;
 
@@ -63,6 +64,9 @@ pub(crate) enum TenantCommand {
         /// Folder of this host's tenants.
         #[arg(long)]
         root: PathBuf,
+        /// User of this host, name or number, that it is to belong to; as root.
+        #[arg(long)]
+        user: Option<HostUser>,
     },
     /// List the tenants.
     Ls {

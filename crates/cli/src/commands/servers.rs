@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use cloister_server::config::Config;
 use cloister_server::{Dev, Serve};
 use cloister_types::access::NewKey;
 use serde_json::json;
@@ -45,13 +44,7 @@ pub(super) async fn serve(server: &ServerArguments, options: ServeArguments, out
 pub(super) async fn key(server: &ServerArguments, command: KeyCommand, output: Output) -> Result<(), Failure> {
     let KeyCommand::New { config, caller, role, expires_in } = command;
     let what = NewKey { expires_in, ..NewKey::new(&*caller, role) };
-    let config = Config::read(&config)?;
-    let data = server
-        .data
-        .clone()
-        .or(config.data)
-        .ok_or_else(|| Failure::new("no data directory: set data in the configuration, or --data"))?;
-    let key = cloister_server::new_key(&data, &config.tenant, what).await?;
+    let key = cloister_server::new_key(&config, server.data.clone(), what).await?;
     output.value(&json!({"key": key.reveal(), "caller": caller, "role": role}), key.reveal())?;
     output.talk("This key is shown once; the server keeps only its hash.");
     output.next("export CLOISTER_KEY=<the key>");

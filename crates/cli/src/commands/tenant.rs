@@ -9,8 +9,8 @@ use crate::output::{Failure, Output};
 
 pub(super) async fn tenant(command: TenantCommand, output: Output) -> Result<(), Failure> {
     match command {
-        TenantCommand::Create { name, region, root } => {
-            let made = cloister_server::create(&root, &name, &region).await?;
+        TenantCommand::Create { name, region, root, user } => {
+            let made = cloister_server::create(&root, &name, &region, user).await?;
             // JSON for people too: whoever makes tenants is most often a program.
             output.data(&json!(made).to_string())?;
             output.talk("The key is shown once; only its hash is kept.");

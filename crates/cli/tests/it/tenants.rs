@@ -129,6 +129,98 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
     assert!(!house.run(&["tenant", "rm", "other", "--root", "tenants"]).status.success(), "one that serves");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_with_a_user_of_its_own_runs_as_that_user_alone() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    const USERS: [(&str, u32); 2] = [("acme", 54_331), ("other", 54_332)];
+    let (house, authority) = (House::new().await, Authority::new());
+    let open = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    open(house.root.path());
+    open(authority.path("").as_path());
+    let mut running = Vec::new();
+    for (name, uid) in USERS {
+        let user = uid.to_string();
+        let made = house.run(&["tenant", "create", name, "--region", "eu", "--root", "tenants", "--user", &user]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let config = house.config(name, &authority, "");
+        std::os::unix::fs::chown(authority.path(&format!("{name}.key")), Some(uid), Some(uid)).unwrap();
+        let data = house.data(name);
+        let (data, config) = (data.to_str().unwrap(), config.to_str().unwrap());
+        // Root's own commands leave nothing of root's behind.
+        let key = house.run(&["--data", data, "key", "new", "--config", config]);
+        assert!(key.status.success(), "{}", String::from_utf8_lossy(&key.stderr));
+        let ready = house.root.path().join(format!("{name}.ready"));
+        std::fs::create_dir(&ready).unwrap();
+        std::os::unix::fs::chown(&ready, Some(uid), Some(uid)).unwrap();
+        let arguments = ["serve", "--data", data, "--config", config];
+        let (server, said) = house.start(&format!("{name}.ready/ready.json"), &arguments).await;
+        let port = said["url"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        let key = String::from_utf8(key.stdout).unwrap();
+        let host = format!("{name}.example.test");
+        assert_eq!(me_at(&host, &port, &authority.path("ca.pem"), None, Some(key.trim())).0, 200);
+        running.push((server, uid));
+    }
+    for (server, uid) in &running {
+        let mut all = cloister_testkit::descendants(server.0.id());
+        all.push(server.0.id());
+        assert!(all.len() >= 4, "server, spawner, vault, egress: {all:?}");
+        for pid in all {
+            let Ok(about) = std::fs::metadata(format!("/proc/{pid}")) else { continue };
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let ids = status.lines().find(|line| line.starts_with("Uid:")).unwrap_or_default().to_owned();
+            assert!(ids.split_whitespace().skip(1).all(|id| id == uid.to_string()), "{pid}: {ids} {}", about.uid());
+        }
+    }
+    for (name, uid) in USERS {
+        for entry in std::fs::read_dir(house.data(name)).unwrap().flatten() {
+            assert_eq!(entry.metadata().unwrap().uid(), uid, "{}", entry.path().display());
+        }
+        let other = USERS.iter().find(|(_, id)| *id != uid).unwrap().0;
+        let as_user = |program: &str, arguments: &[&str]| {
+            Command::new(program).args(arguments).uid(uid).gid(uid).current_dir("/").output().unwrap().status.success()
+        };
+        let (own, others) = (house.data(name), house.data(other));
+        assert!(as_user("ls", &[own.to_str().unwrap()]));
+        for path in ["", "tenant.db", "vault.key", "door"] {
+            assert!(!as_user("ls", &[others.join(path).to_str().unwrap()]), "{name} sees {path} of {other}");
+        }
+        assert!(!as_user("ls", &[house.root.path().join("tenants").to_str().unwrap()]), "nor who else there is");
+        let config = house.root.path().join(format!("{other}.toml"));
+        let arguments = ["serve", "--data", others.to_str().unwrap(), "--config", config.to_str().unwrap()];
+        assert!(!as_user(house.stack.executable().to_str().unwrap(), &arguments));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_is_made_whole_or_not_at_all() {
+    let house = House::new().await;
+    house.create("acme", "eu");
+    // Whoever was killed in the middle has left something half made.
+    let making = house.root.path().join("tenants/.making");
+    std::fs::create_dir(&making).unwrap();
+    std::fs::copy(house.data("acme").join("tenant.json"), making.join("tenant.json")).unwrap();
+    let listed = house.run(&["--json", "tenant", "ls", "--root", "tenants"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    house.create("other", "eu");
+    assert!(!making.exists());
+    assert!(!house.run(&["tenant", "create", "acme", "--region", "us", "--root", "tenants"]).status.success());
+    // At once, each once.
+    let both: Vec<Child> = (0..4)
+        .map(|_| {
+            let mut command = Command::new(house.stack.executable());
+            command.args(["tenant", "create", "third", "--region", "eu", "--root", "tenants"]);
+            command.current_dir(house.root.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let made = both.into_iter().filter_map(|child| child.wait_with_output().ok()).filter(|o| o.status.success());
+    assert_eq!(made.count(), 1);
+}
+
 /// Why a tenant's server does not start; empty if it does.
 fn serve_says(house: &House, name: &str) -> String {
     let (data, config) = (house.data(name), house.root.path().join(format!("{name}.toml")));
