@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("oidc", &["dial"]),
     ("egress", &["types", "dial", "vault"]),
     ("session", &["types", "store", "sandbox"]),
-    ("api", &["types", "session", "vault", "oidc"]),
+    ("api", &["types", "store", "session", "vault", "oidc"]),
     ("server", &["types", "store", "session", "api", "dial", "egress", "oidc", "vault", "scripted"]),
     ("cli", &["types", "client", "server"]),
     ("testkit", &["types", "client"]),

@@ -19,11 +19,24 @@ use crate::body::drain;
 use crate::error::{Answer, ApiError};
 use crate::principal::{Origin, Principal, Reach};
 use crate::quotas::Left;
-use crate::shown::{Presented, decide, known, look};
+use crate::shown::{Presented, TOKEN, decide, known, look};
 
 /// The one path on which a key may be in the URL, where a browser's `EventSource`
 /// has no other place for it.
 const EVENTS: &str = "/v1/sessions/{id}/responses/{rid}/events";
+
+/// Hears those alone whose address may call, before anything else is asked.
+pub(crate) async fn network(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    match request.extensions().get::<Origin>() {
+        Some(origin) if !origin.allowed => {
+            let address = origin.address;
+            api.failures.note(&api, address, "address_not_allowed").await;
+            drain(request.into_body()).await;
+            ApiError::new(ErrorCode::Forbidden, "this address may not call").into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
 
 pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let asked = Asked::of(&request);
@@ -84,10 +97,6 @@ impl Asked {
 /// error if they may not.
 async fn admit(api: &Api, asked: &Asked) -> Answer<Option<(Principal, Option<Left>)>> {
     let address = asked.origin.as_ref().and_then(|origin| origin.address);
-    if asked.origin.as_ref().is_some_and(|origin| !origin.allowed) {
-        api.failures.note(api, address, "address_not_allowed").await;
-        return Err(ApiError::new(ErrorCode::Forbidden, "this address may not call"));
-    }
     let path = asked.path.as_deref();
     let needed = path.and_then(|path| needs(&asked.method, path));
     if needed == Some(Needs::Nothing) {
@@ -127,20 +136,24 @@ fn not_with(principal: &Principal) -> ApiError {
     ApiError::new(ErrorCode::Forbidden, format!("a caller that is {are} may not do this"))
 }
 
-/// Whatever changes something with a cookie comes from a page that could read who
-/// the caller is: of this origin.
+/// Whatever changes something comes from somebody who means it. A browser brings
+/// cookies and client certificates along by itself: then it has to be a page of
+/// this origin; with a cookie, one that could read who the caller is.
 fn same_site(principal: &Principal, asked: &Asked) -> Answer<()> {
-    let Some(token) = &principal.csrf else { return Ok(()) };
-    if matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS) {
-        return Ok(());
-    }
     let head = |name: &str| asked.headers.get(name).map(HeaderValue::as_bytes);
-    let from_here = head("sec-fetch-site").is_none_or(|site| site == b"same-origin");
-    if from_here && head("x-csrf-token") == Some(token.as_bytes()) {
+    let brought = [header::AUTHORIZATION.as_str(), TOKEN].iter().any(|name| asked.headers.contains_key(*name));
+    let ambient = !brought || principal.csrf.is_some();
+    if !ambient || matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS) {
         return Ok(());
     }
-    let message = "whoever is signed in with a browser sends X-CSRF-Token with this, as GET /v1/me says it";
-    Err(ApiError::new(ErrorCode::Forbidden, message))
+    if head("sec-fetch-site").is_some_and(|site| site != b"same-origin" && site != b"none") {
+        return Err(ApiError::new(ErrorCode::Forbidden, "this was asked for by a page of another site"));
+    }
+    if principal.csrf.as_ref().is_some_and(|token| head("x-csrf-token") != Some(token.as_bytes())) {
+        let message = "whoever is signed in with a browser sends X-CSRF-Token with this, as GET /v1/me says it";
+        return Err(ApiError::new(ErrorCode::Forbidden, message));
+    }
+    Ok(())
 }
 
 /// Is the request about what the caller reaches? Other sessions do not exist for
@@ -178,7 +191,9 @@ pub(crate) fn holds(reach: &Reach, session: &cloister_types::wire::SessionRecord
     let files = reach.file_access.as_ref().is_none_or(|ceiling| {
         scope(&session.file_access).zip(scope(ceiling)).is_some_and(|(scope, ceiling)| scope.is_within(&ceiling))
     });
-    files && reach.egress.as_ref().is_none_or(|ceiling| session.egress.is_within(ceiling))
+    // What a connection reaches is not said by the policy.
+    let egress = |ceiling| session.connections.is_empty() && session.egress.is_within(ceiling);
+    files && reach.egress.as_ref().is_none_or(egress)
 }
 
 pub(crate) fn unix_now() -> f64 {

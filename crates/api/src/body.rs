@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
+use bytes::Bytes;
 use cloister_types::ErrorCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
@@ -14,18 +15,26 @@ use crate::error::{Answer, ApiError};
 /// How much of a refused body is taken in, and for how long.
 const DRAIN_BYTES: usize = 256 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// How long a body that is no file may take.
+const READ_TIME: Duration = Duration::from_secs(30);
 /// Bytes of a JSON body; longer texts are files.
 const MAX_JSON: usize = 4 << 20;
 
+/// Reads a body that is no file.
+pub(crate) async fn whole(body: Body, most: usize) -> Answer<Bytes> {
+    match tokio::time::timeout(READ_TIME, Limited::new(body, most).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {most} bytes")))
+        }
+        Ok(Err(_)) => Err(ApiError::invalid("the body ended early")),
+        Err(_) => Err(ApiError::invalid(format!("the body took longer than {} s", READ_TIME.as_secs()))),
+    }
+}
+
 /// Reads a body as JSON; an empty one is `null`.
 pub(crate) async fn json(body: Body) -> Answer<Value> {
-    let bytes = match Limited::new(body, MAX_JSON).collect().await {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            return Err(ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {MAX_JSON} bytes")));
-        }
-        Err(_) => return Err(ApiError::invalid("the body ended early")),
-    };
+    let bytes = whole(body, MAX_JSON).await?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }

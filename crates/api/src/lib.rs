@@ -16,6 +16,7 @@ mod routes;
 mod shown;
 mod sse;
 mod sso;
+mod standing;
 
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;

@@ -41,6 +41,18 @@ pub fn document() -> String {
             }
         }
     }
+    // Whatever else there is to say is said in one form.
+    let others = serde_json::json!({
+        "description": "An error; docs/errors has a page for each code",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    });
+    for item in document["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut()) {
+        for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
+            if let Some(responses) = operation["responses"].as_object_mut() {
+                responses.insert("default".into(), others.clone());
+            }
+        }
+    }
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');
     text

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use cloister_store::{Maker, Proof};
 use cloister_types::SessionId;
 use cloister_types::access::{Right, Role};
 use cloister_types::egress::Policy;
@@ -28,7 +29,7 @@ pub struct Certified {
 }
 
 /// Who a request is from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Principal {
     /// The name that is kept with what they do.
     pub(crate) caller: String,
@@ -39,9 +40,10 @@ pub(crate) struct Principal {
     pub(crate) reach: Reach,
     /// How they have shown who they are.
     pub(crate) scheme: String,
-    /// The key or the sign-in by which they have; else the scheme.
-    pub(crate) by: String,
-    /// When that ends, in Unix seconds.
+    /// The keys and sign-ins by which they have: their ids, and by what it is asked
+    /// whether they still stand.
+    pub(crate) by: Vec<(String, Proof)>,
+    /// When that ends by itself, in Unix seconds.
     pub(crate) ends: Option<f64>,
     /// It was itself made by another, and makes no more.
     pub(crate) is_token: bool,
@@ -78,7 +80,7 @@ impl Principal {
             roles: vec![roles],
             reach: Reach::default(),
             scheme: scheme.into(),
-            by: scheme.into(),
+            by: Vec::new(),
             ends: None,
             is_token: false,
             csrf: None,
@@ -92,6 +94,18 @@ impl Principal {
     /// Is it an admin, whichever way one looks?
     pub(crate) fn is_admin(&self) -> bool {
         !self.roles.is_empty() && self.roles.iter().all(|roles| roles.contains(&Role::Admin))
+    }
+
+    /// As the maker of a key; of a token, if it is to end with what they have shown.
+    pub(crate) fn maker(&self, of_token: bool) -> Maker {
+        let ids: Vec<&str> = self.by.iter().map(|(id, _)| id.as_str()).collect();
+        let parent = if ids.is_empty() { self.scheme.clone() } else { ids.join(" ") };
+        Maker { proofs: self.proofs(), parent: of_token.then_some(parent) }
+    }
+
+    /// What must stand for them to go on.
+    pub(crate) fn proofs(&self) -> Vec<Proof> {
+        self.by.iter().map(|(_, proof)| proof.clone()).collect()
     }
 
     /// What they are, each once.
@@ -118,7 +132,7 @@ impl Principal {
             is_token: self.is_token || other.is_token,
             csrf: self.csrf.or(other.csrf),
             caller: self.caller,
-            by: self.by,
+            by: self.by.into_iter().chain(other.by).collect(),
         }
     }
 }

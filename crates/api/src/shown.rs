@@ -19,7 +19,7 @@ use crate::require::Scheme;
 /// The cookie of somebody who has signed in.
 pub(crate) const COOKIE: &str = "__Host-cloister";
 /// Where an issuer's token comes if an API key comes as well.
-const TOKEN: &str = "x-sso-token";
+pub(crate) const TOKEN: &str = "x-sso-token";
 
 /// What came along.
 #[derive(Default)]
@@ -53,8 +53,8 @@ impl Presented {
 /// A cookie's value, if there is one of that name.
 pub(crate) fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|value| HeaderValue::to_str(value).ok());
-    let mut found = all.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let mut found = found.by_ref().filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
+    let pairs = all.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut found = pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
     found.next().filter(|_| found.next().is_none())
 }
 
@@ -116,7 +116,7 @@ pub(crate) async fn known(api: &Api, key: &ApiKey) -> Answer<Option<Principal>> 
     let known = api.sessions.store().known(key, unix_now()).await.map_err(SessionError::from)?;
     Ok(known.map(|known| Principal {
         reach: Reach { session: known.session, file_access: known.file_access, egress: known.egress },
-        by: known.id,
+        by: vec![(known.id, known.proof)],
         ends: known.expires_at,
         is_token: known.is_token,
         ..Principal::new(known.caller, vec![known.role], "bearer")
@@ -165,10 +165,10 @@ async fn sso(api: &Api, presented: &Presented) -> Answer<Shown> {
     let store = api.sessions.store();
     let who = store.signed_in(cookie, unix_now()).await.map_err(SessionError::from)?;
     Ok(match who {
-        Some(who) => Shown::somebody(
+        Some((who, proof)) => Shown::somebody(
             Scheme::Sso,
             Principal {
-                by: who.id,
+                by: vec![(who.id, proof)],
                 ends: Some(who.expires_at),
                 csrf: Some(store.csrf_token(cookie)),
                 ..Principal::new(who.caller, who.roles, "sso")

@@ -12,6 +12,7 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use crate::error::Answer;
+use crate::standing::Standing;
 
 /// Silence after which a comment is sent. It has no `id:`, so no cursor moves.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -20,21 +21,27 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const LEAVING: &[u8] = b"retry: 250\n: the server is being replaced; reconnect\n\n";
 
 /// Streams from the subscription's cursor to the terminal event. Each client
-/// pulls pages at its own pace: a slow one holds one page and nobody else.
+/// pulls pages at its own pace: a slow one holds one page and nobody else. It ends
+/// with what the caller has shown as well.
 ///
 /// # Errors
 /// What is there already cannot be read: said while a status can still say it.
-pub(crate) async fn response(mut subscription: Subscription, leaving: watch::Receiver<bool>) -> Answer<Response> {
+pub(crate) async fn response(
+    mut subscription: Subscription,
+    standing: Standing,
+    leaving: watch::Receiver<bool>,
+) -> Answer<Response> {
     let turn = subscription.turn().to_string();
     let first = subscription.ready().await?;
-    let state = Some((first, subscription, leaving));
+    let state = Some((first, subscription, standing, leaving));
     let body = Body::from_stream(stream::unfold(state, |state| async move {
-        let (first, mut subscription, mut leaving) = state?;
+        let (first, mut subscription, mut standing, mut leaving) = state?;
         let page = match first {
             Some(events) => Ok(Ok(Some(events))),
             None => tokio::select! {
                 biased;
                 _ = leaving.wait_for(|leaving| *leaving) => return Some((Ok(Bytes::from_static(LEAVING)), None)),
+                () = standing.end() => return None,
                 page = tokio::time::timeout(HEARTBEAT, subscription.page()) => page,
             },
         };
@@ -44,7 +51,7 @@ pub(crate) async fn response(mut subscription: Subscription, leaving: watch::Rec
             Ok(Ok(None)) => return None,
             Ok(Err(error)) => Err(error),
         };
-        Some((said, Some((None, subscription, leaving))))
+        Some((said, Some((None, subscription, standing, leaving))))
     }));
     let mut response = Response::new(body);
     let headers = response.headers_mut();

@@ -44,19 +44,29 @@ pub(crate) async fn client(arguments: &ServerArguments) -> Result<Client, Failur
         (Some(url), Some(key)) => (url.clone(), key),
         (url, key) => {
             let path = data_directory(arguments)?.join("client.json");
-            let text = std::fs::read_to_string(&path).map_err(|_| match url {
-                Some(url) => Failure {
-                    hint: Some(format!("sign in with: cloister login --url {url}   (or set CLOISTER_KEY)")),
-                    ..Failure::new(format!("nobody is signed in to {url}"))
-                },
-                None => Failure {
-                    hint: Some("start a server with: cloister dev   (or set CLOISTER_URL and CLOISTER_KEY)".into()),
-                    ..Failure::new("no server is known here")
-                },
-            })?;
-            let known: ClientFile =
-                serde_json::from_str(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-            (url.clone().unwrap_or(known.url), key.unwrap_or(known.key))
+            let known = match std::fs::read_to_string(&path) {
+                Ok(text) => serde_json::from_str::<ClientFile>(&text)
+                    .map(Some)
+                    .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
+                Err(_) => None,
+            };
+            // The key of one server is not sent to another.
+            match (url, known) {
+                (None, Some(known)) => (known.url, key.unwrap_or(known.key)),
+                (Some(url), Some(known)) if known.url == url.trim_end_matches('/') => (known.url, known.key),
+                (Some(url), _) => {
+                    return Err(Failure {
+                        hint: Some(format!("sign in with: cloister login --url {url}   (or set CLOISTER_KEY)")),
+                        ..Failure::new(format!("nobody is signed in to {url}"))
+                    });
+                }
+                (None, None) => {
+                    return Err(Failure {
+                        hint: Some("start a server with: cloister dev   (or set CLOISTER_URL and CLOISTER_KEY)".into()),
+                        ..Failure::new("no server is known here")
+                    });
+                }
+            }
         }
     };
     Ok(Client::new(&url, &key, authority.as_deref())?)

@@ -78,6 +78,10 @@ pub(crate) async fn token(url: &str, authority: Option<&[u8]>) -> Result<Option<
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
     let refresh = match &signed_in.refresh_token {
         Some(refresh) if now + EARLY >= signed_in.expires_at => refresh.clone(),
+        None if now >= signed_in.expires_at => {
+            let hint = Some(format!("cloister login --url {url}"));
+            return Err(Failure { hint, ..Failure::new(format!("the sign-in to {url} has ended")) });
+        }
         _ => return Ok(Some(signed_in.token)),
     };
     let login = Login::at(place, authority)?;

@@ -18,7 +18,8 @@ use crate::{ClientError, Result};
 /// Where a server says who vouches for its callers (RFC 9728).
 const METADATA: &str = "/.well-known/oauth-protected-resource";
 /// What is asked for: who it is, and to be able to go on without being asked.
-const SCOPE: &str = "openid offline_access";
+const SCOPE: &str = "openid";
+const OFFLINE: &str = "offline_access";
 const DEVICE_GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
 /// How long somebody may take to sign in.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -34,6 +35,7 @@ pub struct Place {
     authorization_endpoint: Option<String>,
     token_endpoint: String,
     device_authorization_endpoint: Option<String>,
+    scope: String,
 }
 
 /// A way to sign in to one server.
@@ -45,7 +47,7 @@ pub struct Login {
 }
 
 /// What somebody has who is signed in.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct SignedIn {
     /// Sent as an API key is.
     pub token: String,
@@ -69,7 +71,7 @@ struct Tokens {
 }
 
 /// A code to be typed in on another machine.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 pub struct Device {
     device_code: String,
     /// The code.
@@ -88,6 +90,14 @@ fn malformed(what: impl ToString) -> ClientError {
     ClientError::Malformed(what.to_string())
 }
 
+/// A place to which something may be sent that matters: not in the clear, but on
+/// this machine.
+fn safe(place: &str) -> Result<&str> {
+    let local = |url: &Url| matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    let fits = Url::parse(place).is_ok_and(|url| url.scheme() == "https" || (url.scheme() == "http" && local(&url)));
+    if fits { Ok(place) } else { Err(malformed(format!("{place} is not https"))) }
+}
+
 fn now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
@@ -104,7 +114,10 @@ impl SignedIn {
         // What is no signed token can be verified by its issuer alone.
         let token = tokens.access_token.filter(is_jwt).or(tokens.id_token);
         let token = token.ok_or_else(|| malformed("the identity provider gives no signed token"))?;
-        let expires_at = now() + tokens.expires_in.unwrap_or(300.0);
+        // What is kept ends by what it says itself.
+        let said = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+        let said = said.and_then(|claims| serde_json::from_slice::<Value>(&claims).ok()?["exp"].as_f64());
+        let expires_at = said.unwrap_or_else(|| now() + tokens.expires_in.unwrap_or(300.0));
         Ok(Self { token, refresh_token: tokens.refresh_token.or(before), expires_at })
     }
 }
@@ -118,14 +131,28 @@ impl Login {
         let client = crate::Client::new(base, "", authority)?;
         let http = client.http.clone();
         let about: Value = client.json(http.get(format!("{}{METADATA}", client.base))).await?;
-        let issuer = about["authorization_servers"][0].as_str().unwrap_or_default().trim_end_matches('/');
+        // Whoever speaks for another server would get that one's tokens (RFC 9728,
+        // section 3.3).
+        let resource = about["resource"].as_str().unwrap_or_default().trim_end_matches('/');
+        if resource != client.base {
+            return Err(malformed(format!("{} says that it is {resource}: sign in there", client.base)));
+        }
+        let issuer = about["authorization_servers"][0].as_str().unwrap_or_default();
         let client_id = about["cloister_cli_client_id"].as_str();
         let client_id = client_id.ok_or_else(|| malformed("this server offers no sign-in to the command line"))?;
-        let place = format!("{issuer}/.well-known/openid-configuration");
-        let provider: Value = client.json(http.get(place)).await?;
+        let place = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+        let provider: Value = client.json(http.get(safe(&place)?)).await?;
+        if provider["issuer"] != issuer {
+            return Err(malformed(format!("{issuer} says that it is {}", provider["issuer"])));
+        }
         let named = |name: &str| provider[name].as_str().map(str::to_owned);
+        let endpoints = ["authorization_endpoint", "token_endpoint", "device_authorization_endpoint"];
+        endpoints.iter().filter_map(|name| named(name)).try_for_each(|place| safe(&place).map(drop))?;
+        let scopes = about["scopes_supported"].as_array();
+        let scopes = scopes.map(|all| all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "));
         let place = Place {
-            resource: about["resource"].as_str().unwrap_or(base).to_owned(),
+            resource: resource.to_owned(),
+            scope: format!("{} {OFFLINE}", scopes.unwrap_or_else(|| SCOPE.into())),
             client_id: client_id.to_owned(),
             authorization_endpoint: named("authorization_endpoint"),
             token_endpoint: named("token_endpoint").ok_or_else(|| malformed("the provider gives no tokens"))?,
@@ -160,7 +187,7 @@ impl Login {
             .append_pair("response_type", "code")
             .append_pair("client_id", &self.place.client_id)
             .append_pair("redirect_uri", &back)
-            .append_pair("scope", SCOPE)
+            .append_pair("scope", &self.place.scope)
             .append_pair("prompt", "consent")
             .append_pair("resource", &self.place.resource)
             .append_pair("state", &state)
@@ -189,7 +216,11 @@ impl Login {
     pub async fn by_device(&self, show: impl FnOnce(&Device)) -> Result<SignedIn> {
         let place = self.place.device_authorization_endpoint.as_ref();
         let place = place.ok_or_else(|| malformed("the provider has no sign-in by a code"))?;
-        let form = [("client_id", self.place.client_id.as_str()), ("scope", SCOPE), ("resource", &self.place.resource)];
+        let form = [
+            ("client_id", self.place.client_id.as_str()),
+            ("scope", self.place.scope.as_str()),
+            ("resource", &self.place.resource),
+        ];
         let (ok, answer) = self.post(place, &form).await?;
         if !ok {
             return Err(malformed(format!("the provider gives no code: {}", answer["error"])));

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, header};
@@ -11,6 +12,8 @@ use serde_json::Value;
 
 use crate::{Connector, Dialer, Reach, Roots, TlsError, client_config};
 
+/// How long a call may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of an answer.
 const ANSWER: usize = 256 << 10;
 
@@ -54,6 +57,15 @@ impl Https {
     }
 
     async fn send(
+        &self,
+        url: &str,
+        request: http::request::Builder,
+        body: Bytes,
+    ) -> Result<(StatusCode, Value), Failure> {
+        tokio::time::timeout(PATIENCE, self.call(url, request, body)).await?
+    }
+
+    async fn call(
         &self,
         url: &str,
         request: http::request::Builder,

@@ -30,7 +30,7 @@ pub struct Flow {
 
 /// A sign-in under way: to be kept by the browser that has begun it, where
 /// nobody else can read or change it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begun {
     /// Comes back beside the code.
     pub state: String,

@@ -133,7 +133,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Kept {
-    keys: Option<(Keys, Instant)>,
+    keys: Option<(Arc<Keys>, Instant)>,
     metadata: Option<Metadata>,
     /// When it was last asked, and what went wrong.
     asked: Option<(Instant, Option<String>)>,
@@ -146,6 +146,12 @@ impl Issuer {
     pub fn new(url: IssuerUrl, audience: Vec<String>, algorithms: Vec<crate::Algorithm>, https: Https) -> Self {
         let expect = Expect { issuer: url.0.clone(), audience, algorithms };
         Self(Arc::new(Inner { url, expect, https, kept: Mutex::default(), asking: tokio::sync::Mutex::default() }))
+    }
+
+    /// Does it expect the same of the same issuer's tokens?
+    #[must_use]
+    pub fn expects_as(&self, other: &Self) -> bool {
+        self.0.expect == other.0.expect
     }
 
     /// Its name.
@@ -192,7 +198,7 @@ impl Issuer {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn keys(&self) -> Result<Keys, Rejected> {
+    async fn keys(&self) -> Result<Arc<Keys>, Rejected> {
         let kept = self.kept().keys.as_ref().map(|(keys, at)| (keys.clone(), at.elapsed()));
         match kept {
             Some((keys, age)) if age < FRESH => Ok(keys),
@@ -218,7 +224,7 @@ impl Issuer {
     }
 
     /// Asks it, one at a time, and not again at once. Its keys.
-    async fn fetch(&self) -> Result<Keys, String> {
+    async fn fetch(&self) -> Result<Arc<Keys>, String> {
         let _asking = self.0.asking.lock().await;
         if let Kept { asked: Some((at, failed)), keys, .. } = &*self.kept()
             && at.elapsed() < PAUSE
@@ -232,6 +238,7 @@ impl Issuer {
         let now = Instant::now();
         match outcome {
             Ok((metadata, keys)) => {
+                let keys = Arc::new(keys);
                 kept.asked = Some((now, None));
                 kept.metadata = Some(metadata);
                 kept.keys = Some((keys.clone(), now));

@@ -10,10 +10,9 @@ use crate::Algorithm;
 const MOST: usize = 64;
 
 /// What verifies signatures of an issuer's.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Keys(Vec<Key>);
 
-#[derive(Clone)]
 struct Key {
     id: Option<String>,
     /// What it is for, by its kind and by what is said of it.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cloister_store::Store;
+use cloister_store::{Maker, Store};
 use cloister_types::access::{NewKey, Role};
 use cloister_types::key::ApiKey;
 
@@ -31,7 +31,7 @@ fn admin(caller: &str) -> NewKey {
 pub(crate) async fn make(store: &Store, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
     what.check().map_err(ServerError::Config)?;
     let (id, key) = Store::fresh_key(tenant).map_err(failed)?;
-    store.add_key(&id, &key, what, None, unix_now()).await.map_err(failed)?;
+    store.add_key(&id, &key, what, Maker::default(), unix_now()).await.map_err(failed)?;
     Ok(key)
 }
 
@@ -46,7 +46,7 @@ pub(crate) async fn development(store: &Store, tenant: &str, data: &Path) -> Res
         // Known already, unless the store is another: a full disk keeps nobody out.
         if store.known(&key, unix_now()).await.map_err(failed)?.is_none() {
             let (id, _) = Store::fresh_key(tenant).map_err(failed)?;
-            store.add_key(&id, &key, admin("default"), None, unix_now()).await.map_err(failed)?;
+            store.add_key(&id, &key, admin("default"), Maker::default(), unix_now()).await.map_err(failed)?;
         }
         return Ok(key);
     }

@@ -93,6 +93,12 @@ impl Sessions {
         self.record(&session).await
     }
 
+    /// How far sessions reach that do not say.
+    #[must_use]
+    pub fn default_egress(&self) -> &Policy {
+        &self.config.egress
+    }
+
     fn check_reach(&self, egress: &Policy, connections: usize) -> Result<(), SessionError> {
         if egress.allow.len() > MOST_HOSTS || connections > MOST_CONNECTIONS {
             let message = format!("a session has at most {MOST_HOSTS} hosts and {MOST_CONNECTIONS} connections");

@@ -1,9 +1,8 @@
 -- Keys that others have made for one session, keys with a ceiling, and people who
 -- have signed in with a browser.
-ALTER TABLE key ADD COLUMN parent TEXT;      -- the key or the sign-in that made it; it ends with that
+ALTER TABLE key ADD COLUMN parent TEXT;      -- the keys and sign-ins that made it, spaces between; it ends with them
 ALTER TABLE key ADD COLUMN file_access TEXT; -- JSON; null: no ceiling
 ALTER TABLE key ADD COLUMN egress TEXT;      -- JSON; null: no ceiling
-CREATE INDEX keys_of_parent ON key (parent);
 CREATE TABLE sign_in (
     id         TEXT PRIMARY KEY,
     hash       BLOB NOT NULL UNIQUE,         -- HMAC-SHA-256 of the cookie

@@ -1,16 +1,50 @@
 //! API keys, by their hashes.
 
+use std::time::Duration;
+
 use cloister_types::SessionId;
 use cloister_types::access::{KeyRecord, KeyState, NewKey, Role};
 use cloister_types::egress::Policy;
 use cloister_types::key::ApiKey;
 use cloister_types::scope::FileAccess;
 use rusqlite::{Connection, Row, params};
+use tokio::sync::watch;
 
 use crate::{Result, Store, StoreError};
 
+/// What somebody has shown, by which it can be asked later whether it still stands:
+/// the hash of an API key or of a cookie.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proof(pub(crate) Vec<u8>);
+
+/// Who makes a key.
+#[derive(Clone, Default)]
+pub struct Maker {
+    /// What they have shown. It must still stand when the key is made.
+    pub proofs: Vec<Proof>,
+    /// For a token, which ends with its makers: their ids, or how they have shown who
+    /// they are; spaces between.
+    pub parent: Option<String>,
+}
+
+/// Does it stand?
+const STANDS: &str = "SELECT EXISTS (
+        SELECT 1 FROM key_hash JOIN key ON key.id = key_hash.key
+        WHERE hash = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2) AND (until IS NULL OR until > ?2)
+    ) OR EXISTS (SELECT 1 FROM sign_in WHERE hash = ?1 AND ended_at IS NULL AND expires_at > ?2)";
+
+fn stand(db: &Connection, proofs: &[Proof], now: f64) -> Result<bool> {
+    let mut statement = db.prepare_cached(STANDS)?;
+    for proof in proofs {
+        if !statement.query_row(params![proof.0, now], |row| row.get::<_, bool>(0))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// What a key that was presented stands for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Known {
     /// The key's id.
     pub id: String,
@@ -30,6 +64,8 @@ pub struct Known {
     pub is_token: bool,
     /// It has been replaced, and works for a while yet.
     pub late: bool,
+    /// By what it is asked later whether it still works.
+    pub proof: Proof,
 }
 
 fn session_of(row: &Row<'_>) -> Result<Option<SessionId>> {
@@ -104,8 +140,8 @@ impl Store {
         Ok((format!("key_{id}"), key))
     }
 
-    /// Adds a key. With a `parent`, it is a token that ends with that; the store
-    /// forgets such a one a day after its end.
+    /// Adds a key; none if what its maker has shown stands no more. The store forgets
+    /// tokens a day after their end.
     ///
     /// # Errors
     /// The store's.
@@ -114,12 +150,15 @@ impl Store {
         id: &str,
         key: &ApiKey,
         what: NewKey,
-        parent: Option<String>,
+        Maker { proofs, parent }: Maker,
         now: f64,
-    ) -> Result<KeyRecord> {
+    ) -> Result<Option<KeyRecord>> {
         let (id, hash) = (id.to_owned(), self.inner.pepper.hash(key));
         let (file_access, egress) = (to_json(what.file_access.as_ref())?, to_json(what.egress.as_ref())?);
         self.write(move |db| {
+            if !stand(db, &proofs, now)? {
+                return Ok(None);
+            }
             db.execute(
                 "DELETE FROM key_hash WHERE key IN (SELECT id FROM key WHERE parent IS NOT NULL AND expires_at < ?1)",
                 [now - KEPT],
@@ -141,7 +180,7 @@ impl Store {
                 ],
             )?;
             db.execute("INSERT INTO key_hash (hash, key) VALUES (?1, ?2)", params![hash, id])?;
-            record(db, &id, now)?.ok_or_else(|| StoreError::Broken("a key that is gone".into()))
+            record(db, &id, now)
         })
         .await
     }
@@ -179,6 +218,7 @@ impl Store {
                     expires_at: row.get("expires_at")?,
                     is_token: row.get::<_, Option<String>>("parent")?.is_some(),
                     late,
+                    proof: Proof(hash),
                 }))
             })
             .await?;
@@ -191,6 +231,25 @@ impl Store {
             .await?;
         }
         Ok(found)
+    }
+
+    /// Does all of that still stand?
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn stands(&self, proofs: Vec<Proof>, now: f64) -> Result<bool> {
+        self.read(move |db| stand(db, &proofs, now)).await
+    }
+
+    /// Changes whenever something that callers have shown may have ended before its
+    /// time.
+    #[must_use]
+    pub fn endings(&self) -> watch::Receiver<()> {
+        self.inner.endings.subscribe()
+    }
+
+    pub(crate) fn note_ended(&self) {
+        self.inner.endings.send_replace(());
     }
 
     /// All keys, oldest first.
@@ -238,10 +297,22 @@ impl Store {
             // One that was replaced before has had its time.
             db.execute("DELETE FROM key_hash WHERE key = ?1 AND until IS NOT NULL", [&id])?;
             db.execute("UPDATE key_hash SET until = ?2 WHERE key = ?1", params![id, now + grace])?;
+            // What was made with the one before has no longer than that.
+            db.execute(
+                &format!("UPDATE key SET expires_at = min(expires_at, ?2) WHERE {IS_CHILD}"),
+                params![id, now + grace],
+            )?;
             db.execute("INSERT INTO key_hash (hash, key) VALUES (?1, ?2)", params![hash, id])?;
             record(db, &id, now)
         })
         .await
+        .inspect(|_| {
+            let store = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::try_from_secs_f64(grace).unwrap_or_default()).await;
+                store.note_ended();
+            });
+        })
     }
 
     /// Ends a key, with the tokens that were made with it; false if there is no
@@ -255,17 +326,26 @@ impl Store {
             db.execute("DELETE FROM key_hash WHERE key = ?1", [&id])?;
             let ended =
                 db.execute("UPDATE key SET revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1", params![id, now])?;
-            end_children(db, &id, now)?;
+            if ended > 0 {
+                end_children(db, &id, now)?;
+            }
             Ok(ended > 0)
         })
         .await
+        .inspect(|_| self.note_ended())
     }
 }
+
+/// Is it a token that was made with what has the id `?1`?
+const IS_CHILD: &str = "' ' || parent || ' ' LIKE '% ' || ?1 || ' %'";
 
 /// Ends the tokens that were made with a key or by somebody who is signed in.
 /// They make none themselves.
 pub(crate) fn end_children(db: &Connection, parent: &str, now: f64) -> Result<()> {
-    db.execute("DELETE FROM key_hash WHERE key IN (SELECT id FROM key WHERE parent = ?1)", [parent])?;
-    db.execute("UPDATE key SET revoked_at = coalesce(revoked_at, ?2) WHERE parent = ?1", params![parent, now])?;
+    db.execute(&format!("DELETE FROM key_hash WHERE key IN (SELECT id FROM key WHERE {IS_CHILD})"), [parent])?;
+    db.execute(
+        &format!("UPDATE key SET revoked_at = coalesce(revoked_at, ?2) WHERE {IS_CHILD}"),
+        params![parent, now],
+    )?;
     Ok(())
 }

@@ -27,13 +27,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 pub use append::{Append, Finish};
-pub use keys::Known;
+pub use keys::{Known, Maker, Proof};
 pub use pepper::pepper_of;
 pub use row::{LogItem, Mark};
 pub use sessions::{Life, StoredSession};
+pub use sign_ins::SIGN_IN;
 pub use turns::{Accept, Acceptance, Idempotency, StoredTurn};
 
 use checkpoint::Checkpointer;
@@ -116,6 +117,8 @@ struct Inner {
     pepper: Pepper,
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
+    /// Changes when something ends by which callers have shown who they are.
+    endings: watch::Sender<()>,
 }
 
 impl Store {
@@ -162,6 +165,7 @@ impl Store {
                 pepper,
                 readers: Mutex::default(),
                 reading: Semaphore::new(READERS),
+                endings: watch::Sender::new(()),
             }),
         })
     }

@@ -1,11 +1,15 @@
 //! People who have signed in with a browser, by the hashes of their cookies.
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use cloister_types::access::{Role, SignIn};
 use rusqlite::{Row, params};
 
-use crate::keys::end_children;
+use crate::keys::{Proof, end_children};
+use crate::pepper::hex;
 use crate::{Result, Store, StoreError};
 
+/// What ids of sign-ins begin with.
+pub const SIGN_IN: &str = "signin_";
 /// Seconds for which somebody who is no longer signed in is remembered.
 const KEPT: f64 = 86_400.0;
 
@@ -26,6 +30,17 @@ fn labelled(cookie: &str) -> String {
 }
 
 impl Store {
+    /// An id for somebody who signs in, and a cookie; neither is stored yet.
+    ///
+    /// # Errors
+    /// There is no randomness.
+    pub fn fresh_sign_in() -> Result<(String, String)> {
+        let (mut id, mut cookie) = ([0; 10], [0; 32]);
+        let filled = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut cookie));
+        filled.map_err(|_| StoreError::Broken("no randomness".into()))?;
+        Ok((format!("{SIGN_IN}{}", hex(&id)), hex(&cookie)))
+    }
+
     /// Adds somebody who has signed in, by the cookie that they are given.
     ///
     /// # Errors
@@ -44,12 +59,14 @@ impl Store {
         .await
     }
 
-    /// Whose cookie it is, if they are signed in now.
+    /// Whose cookie it is, if they are signed in now; and by what that is asked
+    /// again.
     ///
     /// # Errors
     /// The store's.
-    pub async fn signed_in(&self, cookie: &str, now: f64) -> Result<Option<SignIn>> {
+    pub async fn signed_in(&self, cookie: &str, now: f64) -> Result<Option<(SignIn, Proof)>> {
         let hash = self.inner.pepper.hash_of(&labelled(cookie));
+        let proof = Proof(hash.clone());
         self.read(move |db| {
             let mut statement =
                 db.prepare_cached("SELECT * FROM sign_in WHERE hash = ?1 AND ended_at IS NULL AND expires_at > ?2")?;
@@ -57,6 +74,7 @@ impl Store {
             rows.next()?.map(sign_in_of).transpose()
         })
         .await
+        .map(|found| found.map(|who| (who, proof)))
     }
 
     /// Those who are signed in now, oldest first.
@@ -90,32 +108,31 @@ impl Store {
                 "UPDATE sign_in SET ended_at = ?2 WHERE id = ?1 AND ended_at IS NULL AND expires_at > ?2",
                 params![id, now],
             )?;
-            end_children(db, &id, now)?;
+            if ended > 0 {
+                end_children(db, &id, now)?;
+            }
             Ok(ended > 0)
         })
         .await
+        .inspect(|_| self.note_ended())
     }
 
     /// What somebody who is signed in with this cookie sends with a change, so that
     /// no other site can have it made.
     #[must_use]
     pub fn csrf_token(&self, cookie: &str) -> String {
-        let hash = self.inner.pepper.hash_of(&format!("csrf {cookie}"));
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.inner.pepper.hash_of(&format!("csrf {cookie}")))
     }
 
     /// Closes a text, so that it can be told later whether it was changed.
     #[must_use]
     pub fn seal(&self, text: &str) -> String {
-        let hash = self.inner.pepper.hash_of(&format!("seal {text}"));
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.inner.pepper.hash_of(&format!("seal {text}")))
     }
 
     /// Is it the seal of that text?
     #[must_use]
     pub fn is_sealed(&self, text: &str, seal: &str) -> bool {
-        let digits = |at: usize| seal.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
-        let hash: Option<Vec<u8>> = (0..seal.len()).step_by(2).map(digits).collect();
-        hash.is_some_and(|hash| self.inner.pepper.is_hash_of(&hash, &format!("seal {text}")))
+        verify_slices_are_equal(self.seal(text).as_bytes(), seal.as_bytes()).is_ok()
     }
 }

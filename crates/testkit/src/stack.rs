@@ -55,6 +55,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// Control group that the server is started in.
     pub group: Option<PathBuf>,
+    /// Where it listens; a free port of loopback if left out.
+    pub address: Option<String>,
 }
 
 /// A running stack; ended when dropped.
@@ -146,7 +148,8 @@ impl Stack {
         if options.as_user && rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(folder.path(), Some(ORDINARY), Some(ORDINARY)).expect("chown");
         }
-        Self::launch(folder, options, "127.0.0.1:0").await
+        let address = options.address.clone().unwrap_or_else(|| "127.0.0.1:0".into());
+        Self::launch(folder, options, &address).await
     }
 
     /// Starts a stack on a folder that is already there.

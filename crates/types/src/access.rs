@@ -99,12 +99,12 @@ pub struct NewKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub session: Option<SessionId>,
-    /// The most that sessions may see that are made or reached with it; the whole
-    /// workspace if left out.
+    /// The most that sessions may see that are made or reached with it, besides
+    /// `.memory` and `.pokee`, which all have; the whole workspace if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_access: Option<FileAccess>,
-    /// As far as sessions may reach that are made or reached with it; as far as the
-    /// tenant's if left out.
+    /// As far as sessions may reach that are made or reached with it, without any
+    /// connection; as far as the tenant's if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Policy>,
 }
@@ -289,7 +289,7 @@ pub struct SignInList {
 }
 
 /// A token that was exchanged for another issuer's (RFC 8693, section 2.2).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Exchanged {
     /// The token: to be sent as an API key is.
@@ -303,7 +303,7 @@ pub struct Exchanged {
 }
 
 /// Something to be explained: a call as it would come.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Explain {
@@ -338,7 +338,7 @@ pub struct Explained {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExplainedStep {
-    /// `allow`, `bearer`, `mtls`, `sso` or `require`.
+    /// `allow`, `bearer`, `mtls`, `sso`, `require` or `workload`.
     pub rule: String,
     /// What came of it, for people.
     pub outcome: String,

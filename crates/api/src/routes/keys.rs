@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use cloister_session::SessionError;
+use cloister_store::Maker;
 use cloister_types::ErrorCode;
 use cloister_types::access::{KeyList, KeyRecord, MadeKey, NewKey, Role, Rotation};
 use cloister_types::egress::{AuditEntry, Decision};
@@ -22,6 +23,7 @@ use crate::auth::unix_now;
 use crate::body::json;
 use crate::error::{Answer, ApiError};
 use crate::principal::Principal;
+use crate::standing::{Standing, ended};
 
 /// Thirty days.
 const LONGEST_GRACE: f64 = 2_592_000.0;
@@ -56,7 +58,7 @@ pub(super) fn fresh(api: &Api) -> Answer<(String, ApiKey)> {
     Ok(api.sessions.fresh_key(&api.tenant)?)
 }
 
-/// A caller makes no key that may more than the caller.
+/// Only an admin makes an admin; whoever manages keys makes all others.
 fn may_make(principal: &Principal, role: Role) -> Answer<()> {
     if role == Role::Admin && !principal.is_admin() {
         return Err(ApiError::new(ErrorCode::Forbidden, "an admin's key is made, rotated and ended by an admin"));
@@ -84,8 +86,14 @@ pub(super) async fn create(
     may_make(&principal, new.role)?;
     let (id, key) = fresh(&api)?;
     act(&api, "key_made", format!("key:{id}"), &principal.caller).await?;
-    let record = api.sessions.store().add_key(&id, &key, new, None, unix_now()).await.map_err(SessionError::from)?;
+    let record = add(&api, (&id, &key), new, principal.maker(false)).await?;
     Ok((StatusCode::CREATED, Json(MadeKey { key: key.reveal().to_owned(), record })))
+}
+
+/// Adds a key, unless its maker has ended meanwhile.
+pub(super) async fn add(api: &Api, (id, key): (&str, &ApiKey), new: NewKey, maker: Maker) -> Answer<KeyRecord> {
+    let added = api.sessions.store().add_key(id, key, new, maker, unix_now()).await.map_err(SessionError::from)?;
+    added.ok_or_else(ended)
 }
 
 /// List keys, ended ones included.
@@ -123,6 +131,7 @@ pub(super) async fn rotate(
     may_make(&principal, find(&api, &id).await?.role)?;
     let (_, key) = fresh(&api)?;
     act(&api, "key_rotated", format!("key:{id}"), &principal.caller).await?;
+    Standing::of(&principal, api.sessions.store()).check().await?;
     let rotated = api.sessions.store().rotate_key(&id, &key, grace, unix_now()).await.map_err(SessionError::from)?;
     let ended = || ApiError::new(ErrorCode::Conflict, "the key has ended; make a new one");
     Ok(Json(MadeKey { key: key.reveal().to_owned(), record: rotated.ok_or_else(ended)? }))

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::sessions::{session_id, unhurried};
 use crate::error::{Answer, ApiError};
 use crate::principal::Principal;
+use crate::standing::Standing;
 use crate::{Api, body, sse};
 
 pub(super) fn response_id(text: &str) -> Answer<ResponseId> {
@@ -52,7 +53,10 @@ pub(super) async fn send(
     if !headers.contains_key("idempotency-key") {
         api.sessions.check(&id)?;
     }
+    let standing = Standing::of(&principal, api.sessions.store());
     let body = body::json(body).await?;
+    // It may have ended while the body was held back.
+    standing.check().await?;
     let text = body["message"].as_str().ok_or_else(|| ApiError::invalid("message must be a string"))?;
     if text.is_empty() {
         return Err(ApiError::invalid("message must not be empty"));
@@ -66,7 +70,9 @@ pub(super) async fn send(
     let message = Message { text: text.to_owned(), on_busy, caller: principal.caller, key, body };
     let (sessions, session) = (api.sessions.clone(), id.clone());
     match unhurried(async move { sessions.send(&session, message).await }).await? {
-        Sent::Turn(turn) => sse::response(api.sessions.subscribe(&id, &turn, None).await?, api.leaving.clone()).await,
+        Sent::Turn(turn) => {
+            sse::response(api.sessions.subscribe(&id, &turn, None).await?, standing, api.leaving.clone()).await
+        }
         Sent::Evicted(turn) => {
             let note = "the session of this turn was deleted, and its events with it";
             let body = Json(json!({"response_id": turn, "status": "replayed", "note": note}));
@@ -110,7 +116,9 @@ pub(super) async fn events(
     Path((id, rid)): Path<(String, String)>,
     cursor: Result<Query<Cursor>, QueryRejection>,
     headers: HeaderMap,
+    Extension(principal): Extension<Principal>,
 ) -> Answer<Response> {
+    let standing = Standing::of(&principal, api.sessions.store());
     let cursor = body::query(cursor)?;
     let (id, rid) = (session_id(&id)?, response_id(&rid)?);
     let header = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?").to_owned());
@@ -121,7 +129,7 @@ pub(super) async fn events(
         }
         Some(_) => return Err(ApiError::invalid("the cursor must be a whole number, 0 or more")),
     };
-    sse::response(api.sessions.subscribe(&id, &rid, after).await?, api.leaving.clone()).await
+    sse::response(api.sessions.subscribe(&id, &rid, after).await?, standing, api.leaving.clone()).await
 }
 
 /// Cancel a turn.

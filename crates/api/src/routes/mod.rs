@@ -14,7 +14,7 @@ mod tokens;
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::{Router, middleware};
 use cloister_types::ErrorCode;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -82,18 +82,25 @@ pub(crate) fn serves(method: &Method, path: &str) -> bool {
 /// Pages of other sites that may read answers: with a token that they were given,
 /// never with a cookie.
 fn pages_of(origins: &[HeaderValue]) -> CorsLayer {
-    let ours = [header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("last-event-id")];
+    let named = |names: &[&'static str]| names.iter().map(|name| HeaderName::from_static(name)).collect::<Vec<_>>();
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.iter().cloned()))
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers(ours)
+        .allow_headers(named(&["authorization", "content-type", "idempotency-key", "last-event-id"]))
+        .expose_headers(named(&[
+            "ratelimit-limit",
+            "ratelimit-remaining",
+            "ratelimit-reset",
+            "retry-after",
+            "x-response-id",
+        ]))
         .max_age(std::time::Duration::from_secs(600))
 }
 
 /// The whole surface, ready to serve.
 pub fn router(api: Arc<Api>) -> Router {
     let (router, _) = described();
-    router
+    let router = router
         // The same as without the slash; OpenAPI has no word for it.
         .route("/v1/sessions/{id}/files/", axum::routing::get(files::list))
         .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
@@ -102,7 +109,7 @@ pub fn router(api: Arc<Api>) -> Router {
         })
         // Handlers that read a body bound it themselves.
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(api.clone(), auth::guard))
-        .layer(pages_of(&api.browser_origins))
-        .with_state(api)
+        .layer(middleware::from_fn_with_state(api.clone(), auth::guard));
+    let router = if api.browser_origins.is_empty() { router } else { router.layer(pages_of(&api.browser_origins)) };
+    router.layer(middleware::from_fn_with_state(api.clone(), auth::network)).with_state(api)
 }

@@ -8,6 +8,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use cloister_session::SessionError;
+use cloister_types::egress::Policy;
 use cloister_types::scope::Scope;
 use cloister_types::wire::{CreateSession, Deleted, ErrorBody, SandboxReport, SessionRecord};
 use cloister_types::{ErrorCode, SessionId, duration};
@@ -73,7 +74,7 @@ pub(super) async fn create(
     }
     let mut ask: CreateSession =
         serde_path_to_error::deserialize(body).map_err(|error| ApiError::invalid(error.to_string()))?;
-    keep_below(&principal.reach, &mut ask)?;
+    keep_below(&principal.reach, api.sessions.default_egress(), &mut ask)?;
     let sessions = api.sessions.clone();
     Ok((StatusCode::CREATED, Json(unhurried(async move { sessions.create(ask).await }).await?)))
 }
@@ -91,8 +92,8 @@ pub(super) async fn list(
     Ok(Json(all))
 }
 
-/// Keeps a new session below its maker's ceiling: what is not said is the ceiling.
-fn keep_below(reach: &Reach, ask: &mut CreateSession) -> Answer<()> {
+/// Keeps a new session below its maker's ceiling.
+fn keep_below(reach: &Reach, default: &Policy, ask: &mut CreateSession) -> Answer<()> {
     let above = |what: &str| ApiError::new(ErrorCode::Forbidden, format!("{what} reaches further than this key may"));
     if let Some(ceiling) = &reach.file_access {
         let asked = ask.file_access.get_or_insert_with(|| ceiling.clone());
@@ -101,10 +102,16 @@ fn keep_below(reach: &Reach, ask: &mut CreateSession) -> Answer<()> {
             return Err(above("file_access"));
         }
     }
-    if let Some(ceiling) = &reach.egress
-        && !ask.egress.get_or_insert_with(|| ceiling.clone()).is_within(ceiling)
-    {
-        return Err(above("egress"));
+    if let Some(ceiling) = &reach.egress {
+        // What is not said is the tenant's default, where that is below the ceiling.
+        let usual = if default.is_within(ceiling) { default } else { ceiling };
+        if !ask.egress.get_or_insert_with(|| usual.clone()).is_within(ceiling) {
+            return Err(above("egress"));
+        }
+        // What a connection reaches is not said by the policy.
+        if ask.connections.as_ref().is_some_and(|connections| !connections.is_empty()) {
+            return Err(above("connections"));
+        }
     }
     Ok(())
 }

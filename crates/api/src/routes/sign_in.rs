@@ -16,13 +16,17 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cloister_oidc::Begun;
 use cloister_session::SessionError;
+use cloister_store::{SIGN_IN, Store};
 use cloister_types::ErrorCode;
 use cloister_types::access::{SignIn, SignInList};
 use cloister_types::wire::ErrorBody;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::keys::act;
 use crate::Api;
@@ -37,8 +41,11 @@ use crate::sso::{Browser, Sso};
 const FLOW: &str = "__Host-cloister-flow";
 /// Seconds that one may take.
 const FLOW_LIFE: u64 = 600;
+/// Sign-ins about which the provider is asked at once; made-up codes must not have
+/// it shut us out.
+static ENDING: Semaphore = Semaphore::const_new(8);
 /// Bytes of the place that is returned to.
-const LONGEST_PLACE: usize = 2048;
+const LONGEST_PLACE: usize = 1024;
 
 fn absent() -> ApiError {
     ApiError::new(ErrorCode::NotFound, "there is no sign-in here: auth.oidc is not set, or not for browsers")
@@ -97,6 +104,9 @@ pub(super) async fn metadata(State(api): State<Arc<Api>>) -> Answer<Json<Value>>
         "bearer_methods_supported": ["header"],
         "resource_name": format!("Cloister, tenant {}", api.tenant),
     });
+    if let Some(browser) = &sso.browser {
+        said["scopes_supported"] = browser.flow.scope.split(' ').collect();
+    }
     if let Some(client) = &sso.cli_client_id {
         said["cloister_cli_client_id"] = client.as_str().into();
     }
@@ -120,8 +130,8 @@ pub(super) async fn begin(
     }
     let (begun, place) = browser.flow.begin().await.map_err(|why| unavailable(&why.to_string()))?;
     let flowing = Flowing { begun, to, at: unix_now() };
-    let text = serde_json::to_string(&flowing).map_err(|error| ApiError::invalid(error.to_string()))?;
-    let text: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let text = serde_json::to_vec(&flowing).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let text = URL_SAFE_NO_PAD.encode(text);
     let sealed = format!("{text}.{}", api.sessions.store().seal(&text));
     Ok(send(&place, [set(FLOW, &sealed, FLOW_LIFE)]))
 }
@@ -138,9 +148,7 @@ fn flowing(api: &Api, headers: &HeaderMap, now: f64) -> Option<Flowing> {
     if !api.sessions.store().is_sealed(text, seal) {
         return None;
     }
-    let digits = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
-    let bytes: Vec<u8> = (0..text.len()).step_by(2).map(digits).collect::<Option<_>>()?;
-    let flowing: Flowing = serde_json::from_slice(&bytes).ok()?;
+    let flowing: Flowing = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
     (0.0..FLOW_LIFE as f64).contains(&(now - flowing.at)).then_some(flowing)
 }
 
@@ -195,6 +203,9 @@ async fn sign_in(api: &Api, headers: &HeaderMap, returned: Returned) -> Answer<(
     }
     let code = returned.code.filter(|_| returned.error.is_none());
     let code = code.ok_or_else(|| refused("the identity provider has signed nobody in"))?;
+    let Ok(_turn) = ENDING.try_acquire() else {
+        return Err(ApiError::new(ErrorCode::Unavailable, "too many sign in at once; try again"));
+    };
     let claims = flow.end(&under_way.begun, &code, now).await.map_err(|why| {
         tracing::info!(%why, "nobody is signed in");
         refused("the identity provider does not confirm this sign-in")
@@ -208,12 +219,7 @@ async fn sign_in(api: &Api, headers: &HeaderMap, returned: Returned) -> Answer<(
         let message = format!("{} is known, but in no group that has a role here", principal.caller);
         return Err(ApiError::new(ErrorCode::Forbidden, message));
     }
-    let random = |bytes: usize| -> Answer<String> {
-        let mut random = vec![0; bytes];
-        getrandom::fill(&mut random).map_err(|_| ApiError::new(ErrorCode::Internal, "no randomness"))?;
-        Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
-    };
-    let (secret, id) = (random(32)?, format!("signin_{}", random(10)?));
+    let (id, secret) = Store::fresh_sign_in().map_err(SessionError::from)?;
     act(api, "signed_in", format!("sign_in:{id}"), &principal.caller).await?;
     let who = SignIn { id, caller: principal.caller, roles, created_at: now, expires_at: now + *seconds as f64 };
     api.sessions.store().add_sign_in(&secret, who).await.map_err(SessionError::from)?;
@@ -229,10 +235,9 @@ pub(super) async fn end_own(
     State(api): State<Arc<Api>>,
     Extension(principal): Extension<Principal>,
 ) -> Answer<impl IntoResponse> {
-    if principal.csrf.is_none() {
-        return Err(ApiError::new(ErrorCode::NotFound, "this caller has not signed in with a browser"));
-    }
-    finish(&api, &principal.by, &principal).await?;
+    let own = principal.by.iter().map(|(id, _)| id).find(|id| id.starts_with(SIGN_IN));
+    let none = || ApiError::new(ErrorCode::NotFound, "this caller has not signed in with a browser");
+    finish(&api, own.ok_or_else(none)?, &principal).await?;
     Ok((StatusCode::NO_CONTENT, AppendHeaders([set(COOKIE, "", 0)])))
 }
 

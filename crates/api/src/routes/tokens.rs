@@ -8,18 +8,17 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
-use cloister_oidc::issuer_of;
-use cloister_session::SessionError;
+use cloister_oidc::{Rejected, issuer_of};
+use cloister_store::Maker;
 use cloister_types::ErrorCode;
 use cloister_types::access::{Exchanged, Explain, Explained, ExplainedStep, MadeKey, NewKey, NewToken, Right, Role};
 use cloister_types::wire::ErrorBody;
-use http_body_util::{BodyExt, Limited};
 
-use super::keys::{act, fresh, parse};
+use super::keys::{act, add, fresh, parse};
 use super::sessions::session_id;
 use crate::Api;
 use crate::auth::unix_now;
-use crate::body::json;
+use crate::body::{json, whole};
 use crate::error::{Answer, ApiError};
 use crate::principal::{Certified, Origin, Principal};
 use crate::require::Scheme;
@@ -53,6 +52,10 @@ pub(super) async fn for_session(
     let session = session_id(&id)?;
     let asked: NewToken = parse(json(body).await?)?;
     let mut new = asked.key(principal.caller.clone(), session.clone()).map_err(ApiError::invalid)?;
+    if !api.require.0.iter().any(|all| all[..] == [Scheme::Bearer]) {
+        let message = "a token would open nothing here: auth.require has no list of bearer alone";
+        return Err(ApiError::new(ErrorCode::Forbidden, message));
+    }
     if principal.is_token {
         return Err(ApiError::new(ErrorCode::Forbidden, "a token makes no other"));
     }
@@ -66,8 +69,7 @@ pub(super) async fn for_session(
     new.expires_in = new.expires_in.map(|seconds| seconds.min(left));
     let (token_id, key) = fresh(&api)?;
     act(&api, "token_made", format!("key:{token_id}"), &principal.caller).await?;
-    let record = api.sessions.store().add_key(&token_id, &key, new, Some(principal.by), now).await;
-    let record = record.map_err(SessionError::from)?;
+    let record = add(&api, (&token_id, &key), new, principal.maker(true)).await?;
     Ok((StatusCode::CREATED, Json(MadeKey { key: key.reveal().to_owned(), record })))
 }
 
@@ -88,8 +90,7 @@ pub(super) async fn exchange(
     origin: Option<Extension<Origin>>,
     body: Body,
 ) -> Answer<impl IntoResponse> {
-    let collected = Limited::new(body, MAX_FORM).collect().await;
-    let body = collected.map_err(|_| ApiError::invalid(format!("the form is over {MAX_FORM} bytes")))?.to_bytes();
+    let body = whole(body, MAX_FORM).await?;
     let field = |name: &str| {
         let mut all = url::form_urlencoded::parse(&body).filter(|(key, _)| key == name);
         all.next().filter(|_| all.next().is_none()).map(|(_, value)| value.into_owned())
@@ -103,8 +104,12 @@ pub(super) async fn exchange(
     let token = field("subject_token").ok_or_else(|| ApiError::invalid("there is no subject_token"))?;
     let new = match vouched_for(&api, &token).await {
         Ok(new) => new,
+        Err(Rejected::Unavailable(why)) => {
+            tracing::warn!(why, "a token is not exchanged");
+            return Err(ApiError::new(ErrorCode::Unavailable, "the issuer of this token does not answer"));
+        }
         Err(why) => {
-            tracing::info!(why, "a token is not exchanged");
+            tracing::info!(%why, "a token is not exchanged");
             api.failures.note(&api, origin.and_then(|origin| origin.address), "not_exchanged").await;
             let message = "this token is not exchanged here; `cloister auth explain` says why";
             return Err(ApiError::new(ErrorCode::Unauthorized, message));
@@ -114,8 +119,7 @@ pub(super) async fn exchange(
     let (expires_in, caller) = (new.expires_in.unwrap_or_default(), new.caller.clone());
     let (id, key) = fresh(&api)?;
     act(&api, "token_exchanged", format!("key:{id}"), &caller).await?;
-    let made = api.sessions.store().add_key(&id, &key, new, Some(BY_EXCHANGE.into()), unix_now()).await;
-    made.map_err(SessionError::from)?;
+    add(&api, (&id, &key), new, Maker { proofs: Vec::new(), parent: Some(BY_EXCHANGE.into()) }).await?;
     let answer = Exchanged {
         access_token: key.reveal().to_owned(),
         issued_token_type: ACCESS_TOKEN.into(),
@@ -126,16 +130,14 @@ pub(super) async fn exchange(
 }
 
 /// What whoever brings a token of another issuer's gets; or why nothing.
-async fn vouched_for(api: &Api, token: &str) -> Result<NewKey, String> {
-    let issuer = issuer_of(token).ok_or("it is not a signed token in compact form")?;
-    let rules: Vec<_> =
-        api.workloads.iter().enumerate().filter(|(_, rule)| rule.issuer.url().to_string() == issuer).collect();
-    let mut why = format!("no auth.workload has the issuer {issuer:?}");
-    for (at, rule) in rules {
+async fn vouched_for(api: &Api, token: &str) -> Result<NewKey, Rejected> {
+    let issuer = issuer_of(token).ok_or(Rejected::Malformed)?;
+    let mut why = Rejected::Issuer(issuer.clone());
+    for rule in api.workloads.iter().filter(|rule| rule.issuer.url().to_string() == issuer) {
         match rule.issuer.verify(token, unix_now()).await {
-            Err(rejected) => why = format!("auth.workload {}: {rejected}", at + 1),
+            Err(rejected) => why = rejected,
             Ok(claims) => match rule.caller(&claims) {
-                None => why = format!("auth.workload {}: its subject or another claim does not fit", at + 1),
+                None => why = Rejected::Claim("sub, or another that auth.workload asks for"),
                 Some(caller) => {
                     return Ok(NewKey { expires_in: Some(rule.seconds), ..NewKey::new(caller, rule.role) });
                 }
@@ -147,7 +149,7 @@ async fn vouched_for(api: &Api, token: &str) -> Result<NewKey, String> {
 
 /// Explain what would become of a call, and which rule decides.
 ///
-/// What is asked about is not admitted by it, counted or kept.
+/// What is asked about is not admitted by it, and nothing of it is kept.
 #[utoipa::path(
     post, path = "/v1/auth/explain", tag = "keys", request_body = Explain,
     responses((status = 200, body = Explained), (status = 400, body = ErrorBody))
@@ -193,7 +195,7 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, body: Body) -> Answer<J
             "workload",
             match vouched_for(&api, &token).await {
                 Ok(new) => format!("it is exchanged at POST /v1/token, for {} as {}", new.caller, new.role.as_str()),
-                Err(why) => why,
+                Err(why) => format!("it is not exchanged: {why}"),
             },
         );
     }

@@ -231,6 +231,20 @@ async fn client_certificates_are_worth_what_the_rules_say() {
         (status, &known["caller"], &known["roles"], &known["scheme"]),
         (200, &json!("ci"), &json!(["viewer"]), &json!("mtls"))
     );
+    // A browser has the certificate along whoever asks: pages of others change
+    // nothing.
+    let port = stack.url.rsplit(':').next().unwrap();
+    for (site, expected) in [("cross-site", true), ("same-site", true), ("same-origin", false), ("none", false)] {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "-m", "10", "-X", "POST", "--cacert"]).arg(&ca);
+        command.arg("--cert").arg(clients.path("ci.pem")).arg("--key").arg(clients.path("ci.key"));
+        command.args(["--resolve", &format!("tenant.example.test:{port}:127.0.0.1")]);
+        command.args(["-H", &format!("sec-fetch-site: {site}")]);
+        let output = command.arg(format!("https://tenant.example.test:{port}/v1/sessions")).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(said.contains("a page of another site"), expected, "{site}: {said}");
+        assert!(said.contains("forbidden"), "{said}");
+    }
     assert_eq!(me(&stack, &ca, Some((&clients, "nobody")), None).0, 401);
     assert_eq!(me(&stack, &ca, Some((&clients, "pinned")), None).0, 401, "another key than the rule's");
     for (who, name) in [(Some(&clients), "expired"), (Some(&clients), "revoked"), (Some(&strangers), "ci"), (None, "")]
@@ -242,7 +256,7 @@ async fn client_certificates_are_worth_what_the_rules_say() {
     assert_eq!(me(&stack, &ca, Some((&clients, "ci")), None).0, 401);
     assert_eq!(me(&stack, &ca, None, Some(&stack.key)).0, 0, "where all need one, the handshake asks");
     let (status, known) = me(&stack, &ca, Some((&clients, "ci")), Some(&stack.key));
-    assert_eq!((status, &known["roles"], &known["scheme"]), (200, &json!(["admin", "viewer"]), &json!("bearer+mtls")));
+    assert_eq!((status, &known["roles"], &known["scheme"]), (200, &json!(["viewer", "admin"]), &json!("bearer+mtls")));
     // Either.
     let stack = serve(&config("[['bearer'], ['mtls']]")).await;
     assert_eq!(me(&stack, &ca, Some((&clients, "ci")), None).0, 200);

@@ -14,8 +14,6 @@ use crate::crash::Scripted;
 use crate::front::Authority;
 use crate::peers::{Server, script};
 
-const NAME: &str = "cloister.example.test";
-
 /// A provider, and a tenant whose people it vouches for.
 struct House {
     servers: Authority,
@@ -26,30 +24,34 @@ struct House {
 impl House {
     async fn start() -> Self {
         let servers = Authority::new();
-        let loopback = rcgen::SanType::IpAddress([127, 0, 0, 1].into());
-        servers.sign("server", NAME, |params| params.subject_alt_names.push(loopback));
+        servers.sign("server", "127.0.0.1", |_| {});
+        // The provider has to know where people are sent back to before there is
+        // anything there.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (address, url) = (format!("127.0.0.1:{port}"), format!("https://127.0.0.1:{port}"));
         let (pem, key) = (servers.path("server.pem"), servers.path("server.key"));
         let mut node = Command::new("node");
-        node.arg(script("sign_in.mjs")).arg(peers()).arg(&pem).arg(&key).arg(format!("https://{NAME}"));
+        node.arg(script("sign_in.mjs")).arg(peers()).arg(&pem).arg(&key).arg(&url);
         let provider = Server::start(&mut node);
         let told: Value = serde_json::from_str(&provider.1).unwrap();
         let issuer = told["issuer"].as_str().unwrap().to_owned();
         std::fs::write(servers.path("secret"), "client-secret-canary-0123456789\n").unwrap();
         let config = format!(
             "[listen]\ntls_cert = {pem:?}\ntls_key = {key:?}\n[egress]\nextra_ca = {ca:?}\n[auth]\nrequire = [['bearer'], ['sso']]\n\
-             [auth.oidc]\nissuer = '{issuer}'\naudience = 'https://{NAME}'\nclient_id = 'cloister'\nclient_secret_file = {secret:?}\n\
-             cli_client_id = 'command-line'\npublic_url = 'https://{NAME}'\n[auth.oidc.roles]\nstaff = 'admin'\n",
+             [auth.oidc]\nissuer = '{issuer}'\naudience = '{url}'\nclient_id = 'cloister'\nclient_secret_file = {secret:?}\n\
+             cli_client_id = 'command-line'\npublic_url = '{url}'\n[auth.oidc.roles]\nstaff = 'admin'\n",
             ca = servers.path("ca.pem"),
             secret = servers.path("secret"),
         );
         let scripted = Scripted::start().await;
-        let options = Options { serve: true, config: Some(scripted.config(&config)), ..Options::default() };
+        let options = Options {
+            serve: true,
+            config: Some(scripted.config(&config)),
+            address: Some(address),
+            ..Options::default()
+        };
         let stack = Stack::with(options).await;
         Self { servers, provider, stack }
-    }
-
-    fn port(&self) -> &str {
-        self.stack.url.rsplit(':').next().unwrap()
     }
 
     /// Opens a place, signs in there as somebody, and runs a script on the last
@@ -67,7 +69,6 @@ impl House {
         let output = Command::new("node")
             .arg(script("browser.mjs"))
             .arg(peers())
-            .arg(format!("MAP {NAME}:443 127.0.0.1:{}", self.port()))
             .arg(STANDARD.encode(public.stdout))
             .args([account, place, code, run])
             .output()
@@ -119,9 +120,9 @@ async fn a_person_signs_in_with_a_browser_works_and_signs_out() {
             out: (await call('POST', '/auth/sign-out', token)).status,
             after: (await call('GET', '/v1/me')).status,
         };";
-    let place = format!("https://{NAME}/auth/sign-in?return_to=/v1/me");
+    let place = format!("{}/auth/sign-in?return_to=/v1/me", house.stack.url);
     let said = house.browse("ada", &place, "", run);
-    assert_eq!(said["url"], format!("https://{NAME}/v1/me"), "{said}");
+    assert_eq!(said["url"], format!("{}/v1/me", house.stack.url), "{said}");
     let ran = &said["ran"];
     assert_eq!((&ran["me"]["caller"], &ran["me"]["roles"]), (&json!("ada"), &json!(["admin"])), "{said}");
     assert_eq!((&ran["made"], &ran["bare"], &ran["wrong"]), (&json!(201), &json!(403), &json!(403)), "{said}");
@@ -190,7 +191,7 @@ async fn a_sign_in_that_was_begun_elsewhere_ends_nowhere() {
     // told where.
     let (status, about) = house.curl("GET", "/.well-known/oauth-protected-resource", &[]);
     let about: Value = serde_json::from_str(&about).unwrap();
-    assert_eq!((status, &about["resource"]), (200, &json!(format!("https://{NAME}"))));
+    assert_eq!((status, &about["resource"]), (200, &json!(house.stack.url)));
     assert!(house.provider.1.contains(about["authorization_servers"][0].as_str().unwrap()));
 }
 

@@ -261,7 +261,7 @@ async fn a_programs_token_is_exchanged_for_a_short_one() {
     let (_, why) =
         with(&stack, &stack.key, "POST", "/v1/auth/explain", &json!({"bearer": job(json!({"environment": "x"}))}))
             .await;
-    assert!(why.to_string().contains("its subject or another claim does not fit"), "{why}");
+    assert!(why.to_string().contains("or another that auth.workload asks for"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -326,6 +326,37 @@ async fn a_token_for_one_session_reaches_it_alone_and_ends_with_its_maker() {
     assert_eq!(with(&stack, viewer_key, "POST", &tokens, &json!({"role": "developer"})).await.0, 403);
     let (_, short) = with(&stack, viewer_key, "POST", &tokens, &Value::Null).await;
     assert!(short["expires_at"].as_f64() <= viewer["expires_at"].as_f64(), "it does not outlive its maker");
+    // Whoever follows a turn with it is cut off with it.
+    let session_two = stack.session().await;
+    let wait = cloister_testkit::script(&[json!({"tool": "bash", "input": {"command": "sleep 20"}})]);
+    let running = stack.client.message(&session_two, &wait, None).await.unwrap().turn().clone();
+    let tokens_two = format!("/v1/sessions/{session_two}/tokens");
+    let follow = async |token: &str| {
+        let path = format!("/v1/sessions/{session_two}/responses/{running}/events?token={token}");
+        let began = std::time::Instant::now();
+        let answer = cloister_testkit::raw(&stack.url, "GET", &path, &[], b"").await;
+        (answer.status, began.elapsed())
+    };
+    let (_, brief) = with(&stack, maker_key, "POST", &tokens_two, &json!({"expires_in": 1})).await;
+    let (status, took) = follow(brief["key"].as_str().unwrap()).await;
+    assert!(status == 200 && took < Duration::from_secs(3), "{status} {took:?}");
+    let (_, long) = with(&stack, maker_key, "POST", &tokens_two, &Value::Null).await;
+    let rotate = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let path = format!("/v1/keys/{}/rotate", maker["id"].as_str().unwrap());
+        with(&stack, &stack.key, "POST", &path, &json!({"grace": 0.5})).await.1
+    };
+    let ((status, took), rotated) = tokio::join!(follow(long["key"].as_str().unwrap()), rotate);
+    assert!(status == 200 && took < Duration::from_secs(4), "a token goes with the key before: {status} {took:?}");
+    assert_eq!(me(&stack, token).await.0, 401);
+    let maker_key = rotated["key"].as_str().unwrap();
+    let (_, made) = with(&stack, maker_key, "POST", &tokens, &Value::Null).await;
+    let token = made["key"].as_str().unwrap();
+    assert_eq!(me(&stack, token).await.0, 200);
+    // Nobody has it ended by another name.
+    let id = maker["id"].as_str().unwrap();
+    assert_eq!(with(&stack, &stack.key, "DELETE", &format!("/v1/sign-ins/{id}"), &Value::Null).await.0, 404);
+    assert_eq!(me(&stack, token).await.0, 200);
     // What made it ends, and it with that.
     let ended = format!("/v1/keys/{}", maker["id"].as_str().unwrap());
     assert_eq!(with(&stack, &stack.key, "DELETE", &ended, &Value::Null).await.0, 204);
@@ -349,7 +380,8 @@ async fn a_key_with_a_ceiling_makes_and_sees_nothing_above_it() {
     let (status, own) = create(json!({})).await;
     assert_eq!(
         (status, &own["file_access"]["write"], &own["egress"]["mode"]),
-        (201, &json!(["team/out"]), &json!("allow"))
+        (201, &json!(["team/out"]), &json!("offline")),
+        "what is not said is the tenant's default, not the ceiling"
     );
     let own = own["id"].as_str().unwrap().to_owned();
     assert_eq!(create(json!({"file_access": {"read": ["team/out"]}, "egress": {"mode": "offline"}})).await.0, 201);
@@ -358,6 +390,7 @@ async fn a_key_with_a_ceiling_makes_and_sees_nothing_above_it() {
         json!({"file_access": {"write": ["team"]}}),
         json!({"file_access": {"read": ["team", "secret"]}}),
         json!({"egress": {"mode": "open"}}),
+        json!({"connections": ["github"]}),
         json!({"egress": {"mode": "allow", "allow": ["example.org"]}}),
     ] {
         let (status, said) = create(above.clone()).await;
@@ -384,4 +417,49 @@ async fn a_key_with_a_ceiling_makes_and_sees_nothing_above_it() {
     ] {
         assert_eq!(with(&stack, &stack.key, "POST", "/v1/keys", &bad).await.0, 400, "{bad}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_held_back_does_not_outlive_its_key() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let stack = Stack::start().await;
+    let session = stack.session().await;
+    for (path, body) in [
+        ("/v1/keys".to_owned(), json!({"caller": "thief", "role": "admin"}).to_string()),
+        (format!("/v1/sessions/{session}/tokens"), "{}".to_owned()),
+        (format!("/v1/sessions/{session}/messages"), json!({"message": "hello"}).to_string()),
+    ] {
+        let (_, stolen) =
+            with(&stack, &stack.key, "POST", "/v1/keys", &json!({"caller": "owner", "role": "admin"})).await;
+        let mut socket = tokio::net::TcpStream::connect(stack.url.trim_start_matches("http://")).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{}",
+            stolen["key"].as_str().unwrap(),
+            body.len(),
+            &body[..1]
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let ended = format!("/v1/keys/{}", stolen["id"].as_str().unwrap());
+        assert_eq!(with(&stack, &stack.key, "DELETE", &ended, &Value::Null).await.0, 204);
+        socket.write_all(&body.as_bytes()[1..]).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401"), "{path}: {answer}");
+    }
+    let (_, keys) = with(&stack, &stack.key, "GET", "/v1/keys", &Value::Null).await;
+    assert!(!keys.to_string().contains("thief"), "{keys}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_key_alone_is_not_enough_nobody_gets_a_token_that_is() {
+    let issuer = Issuer::start().await;
+    let stack = stack(config(&issuer).replace("[['bearer'], ['sso']]", "[['bearer', 'sso']]")).await;
+    let staff = issuer.token(AUDIENCE, json!({"groups": ["staff"]}));
+    let bearer = format!("Bearer {}", stack.key);
+    let headers = [("authorization", bearer.as_str()), ("x-sso-token", staff.as_str())];
+    let made = cloister_testkit::raw(&stack.url, "POST", "/v1/sessions", &headers, b"").await.json();
+    let path = format!("/v1/sessions/{}/tokens", made["id"].as_str().unwrap());
+    let answer = cloister_testkit::raw(&stack.url, "POST", &path, &headers, b"").await;
+    assert_eq!(answer.status, 403, "{}", answer.text());
 }

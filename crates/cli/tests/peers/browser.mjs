@@ -1,14 +1,14 @@
 // A real browser, headless: opens a place, signs in as an account wherever a provider asks, and says where it ended. Then
-// it runs what is given as a fetch from that page. Arguments: folder of modules, rules of where hosts are, fingerprints of
-// the keys that it may trust, account, place, code to type in ("" for none), and a script for the last page.
+// it runs what is given as a fetch from that page. Arguments: folder of modules, fingerprints of the keys that it
+// may trust, account, place, code to type in ("" for none), and a script for the last page.
 import { pathToFileURL } from 'node:url';
 
-const [modules, rules, pins, account, place, code, script] = process.argv.slice(2);
+const [modules, pins, account, place, code, script] = process.argv.slice(2);
 const { chromium } = await import(pathToFileURL(`${modules}/node_modules/playwright-core/index.mjs`));
 
 const browser = await chromium.launch({
   executablePath: '/usr/bin/chromium',
-  args: ['--no-sandbox', `--host-resolver-rules=${rules}`, `--ignore-certificate-errors-spki-list=${pins}`],
+  args: ['--no-sandbox', `--ignore-certificate-errors-spki-list=${pins}`],
 });
 try {
   const page = await (await browser.newContext()).newPage();

@@ -154,12 +154,18 @@ fn quarter() -> u64 {
     900
 }
 
-/// Is it scheme, host and port alone?
+/// Is it scheme, host and port alone, as a browser writes it? In the clear on this
+/// machine alone.
 fn is_origin(text: &str) -> bool {
-    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    rest.is_some_and(|rest| {
-        !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte))
-    })
+    let local = ["http://localhost", "http://127.0.0.1", "http://[::1]"];
+    let plain =
+        local.iter().any(|local| text.strip_prefix(local).is_some_and(|rest| rest.is_empty() || rest.starts_with(':')));
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-:[]".contains(&byte);
+    (plain || text.starts_with("https://"))
+        && !rest.is_empty()
+        && rest.bytes().all(fits)
+        && !(text.starts_with("https://") && rest.ends_with(":443"))
 }
 
 impl Auth {
@@ -193,7 +199,7 @@ impl Auth {
             return Err("auth.workload gives tokens that are shown as bearer, which no list of auth.require has".into());
         }
         match self.browser_origins.iter().find(|origin| !is_origin(origin)) {
-            Some(bad) => Err(format!("auth.browser_origins: {bad:?} is not https://host[:port]")),
+            Some(bad) => Err(format!("auth.browser_origins: {bad:?} is not https://host[:port] in small letters")),
             None => Ok(()),
         }
     }
@@ -225,8 +231,8 @@ impl Oidc {
         if self.client_id.is_some() && listen.tls_cert.is_none() {
             return Err("sign-in with a browser needs TLS: set listen.tls_cert and listen.tls_key".into());
         }
-        if self.public_url.as_ref().is_some_and(|url| !is_origin(url)) {
-            return Err("auth.oidc.public_url is https://host[:port]".into());
+        if self.public_url.as_ref().is_some_and(|url| !is_origin(url) || !url.starts_with("https://")) {
+            return Err("auth.oidc.public_url is https://host[:port] in small letters".into());
         }
         if !self.scope.split(' ').any(|word| word == "openid") {
             return Err("auth.oidc.scope has openid in it".into());

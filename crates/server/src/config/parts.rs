@@ -13,7 +13,7 @@ use cloister_types::link::TurnLimits;
 use cloister_types::model::ModelSpec;
 use cloister_vault::wire::{self, ModelKey, Place};
 
-use super::{Config, ModelTable, Oidc, VaultTable};
+use super::{Config, ModelTable, Oidc, VaultTable, WorkloadRule};
 use crate::ServerError;
 
 impl Config {
@@ -76,15 +76,26 @@ impl Config {
         }
         let https = Https::new(Dialer::new(self.egress.hosts.clone()), Reach::Any, self.egress.extra_ca.as_deref())
             .map_err(|error| ServerError::Config(error.to_string()))?;
+        // Rules about one platform ask it once.
+        let mut issuers: Vec<Issuer> = Vec::new();
+        let mut issuer = |rule: &WorkloadRule| {
+            let issuer =
+                Issuer::new(rule.issuer.clone(), rule.audience.clone(), rule.algorithms.clone(), https.clone());
+            let known = issuers.iter().find(|known| known.expects_as(&issuer)).cloned();
+            known.unwrap_or_else(|| {
+                issuers.push(issuer.clone());
+                issuer
+            })
+        };
         let workloads = self.auth.workload.iter().cloned().map(|rule| Workload {
-            issuer: Issuer::new(rule.issuer, rule.audience, rule.algorithms, https.clone()),
+            issuer: issuer(&rule),
             subject: rule.subject,
             claims: rule.claims,
             role: rule.role,
             caller: rule.caller,
             seconds: rule.seconds,
         });
-        let workloads = workloads.collect();
+        let workloads = workloads.collect::<Vec<_>>();
         let sso = self.auth.oidc.clone().map(|oidc| oidc.sso(https)).transpose()?;
         Ok((sso, workloads))
     }

@@ -1,0 +1,139 @@
+//! What others have written to find faults: a fuzzer of OpenAPI documents, a
+//! balancer before the tenant, and OpenSSL.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use cloister_testkit::{Options, Stack, peers, until};
+
+use crate::crash::Scripted;
+use crate::front::Authority;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fuzzer_of_the_document_finds_no_way_past_a_key_and_nothing_that_breaks() {
+    let stack = Stack::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(peers().join("python/bin/st"))
+        .args(["run", &format!("{}/openapi.json", stack.url), "-H"])
+        .arg(format!("Authorization: Bearer {}", stack.key))
+        .args(["--phases", "examples,fuzzing", "--max-examples", "12", "--seed", "1", "--continue-on-failure"])
+        .args(["--checks", "not_a_server_error,ignored_auth,status_code_conformance,content_type_conformance"])
+        .args(["--suppress-health-check", "all", "--no-color", "--warnings", "off", "--request-timeout", "20"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("API Operations:") && output.status.success(), "{said}");
+    // It may have ended our key: it may do everything that an admin may.
+    assert_eq!(stack.raw("GET", "/health", &[], b"").await.status, 200, "it still serves");
+}
+
+/// A program that is ended when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn secure(authority: &Authority, more: &str) -> Stack {
+    authority.sign("server", "tenant.example.test", |_| {});
+    let files = ["server.pem", "server.key"].map(|file| authority.path(file));
+    let listen = format!("[listen]\ntls_cert = {:?}\ntls_key = {:?}\n{more}", files[0], files[1]);
+    let provider = Scripted::start().await;
+    Stack::with(Options { serve: true, config: Some(provider.config(&listen)), ..Options::default() }).await
+}
+
+fn curl(authority: &Authority, port: &str, from: &str, key: &str) -> String {
+    let mut command = Command::new("curl");
+    command.args(["-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "--interface", from, "--cacert"]);
+    command.arg(authority.path("ca.pem")).args(["--resolve", &format!("tenant.example.test:{port}:127.0.0.1")]);
+    command.args(["-H", &format!("authorization: Bearer {key}")]);
+    let output = command.arg(format!("https://tenant.example.test:{port}/v1/me")).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_haproxy_each_client_is_known_by_its_own_address() {
+    let authority = Authority::new();
+    let stack =
+        secure(&authority, "allow = ['127.0.0.7']\nproxy_protocol = 'required'\ntrusted_proxies = ['127.0.0.1']\n")
+            .await;
+    let (front, back) = (free_port(), stack.url.rsplit(':').next().unwrap());
+    let config = format!(
+        "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n\
+         frontend f\n  bind 127.0.0.1:{front}\n  default_backend b\n\
+         backend b\n  source 127.0.0.1\n  server tenant 127.0.0.1:{back} send-proxy-v2\n"
+    );
+    let file = authority.path("haproxy.cfg");
+    std::fs::write(&file, config).unwrap();
+    let balancer = Command::new("/usr/sbin/haproxy").arg("-db").arg("-f").arg(&file).stderr(Stdio::null()).spawn();
+    let _balancer = Running(balancer.unwrap());
+    until("the balancer listens", || std::net::TcpStream::connect(("127.0.0.1", front)).is_ok()).await;
+    let front = front.to_string();
+    assert_eq!(curl(&authority, &front, "127.0.0.7", &stack.key), "200");
+    assert_eq!(curl(&authority, &front, "127.0.0.8", &stack.key), "403", "by its own address");
+    assert_eq!(curl(&authority, back, "127.0.0.7", &stack.key), "000", "past the balancer");
+}
+
+fn s_client(port: &str, ca: &Path, more: &[&str]) -> (bool, String) {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-servername", "tenant.example.test"]);
+    command.args(["-verify_return_error", "-verify_hostname", "tenant.example.test", "-CAfile"]).arg(ca).args(more);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openssl_agrees_on_modern_tls_and_on_nothing_else() {
+    let authority = Authority::new();
+    let stack = secure(&authority, "").await;
+    let (port, ca) = (stack.url.rsplit(':').next().unwrap(), authority.path("ca.pem"));
+    for (what, arguments, expected) in [
+        ("1.3", &["-tls1_3"][..], true),
+        ("1.2", &["-tls1_2"], true),
+        ("1.1", &["-tls1_1", "-cipher", "ALL@SECLEVEL=0"], false),
+        ("1.0", &["-tls1", "-cipher", "ALL@SECLEVEL=0"], false),
+        ("CBC", &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA256:ECDHE-RSA-AES128-SHA256:AES128-SHA"], false),
+        ("no forward secrecy", &["-tls1_2", "-cipher", "AES256-GCM-SHA384:AES128-GCM-SHA256"], false),
+        ("a small curve", &["-tls1_3", "-groups", "P-521"], false),
+        ("X25519", &["-tls1_3", "-groups", "X25519"], true),
+    ] {
+        let (agreed, said) = s_client(port, &ca, arguments);
+        assert_eq!(agreed, expected, "{what}: {said}");
+    }
+    for (offered, agreed) in [("h2,http/1.1", "h2"), ("http/1.1", "http/1.1")] {
+        let (_, said) = s_client(port, &ca, &["-alpn", offered]);
+        assert!(said.contains(&format!("ALPN protocol: {agreed}")), "{said}");
+    }
+    let (_, said) = s_client(port, &ca, &["-tls1_2"]);
+    assert!(said.contains("Secure Renegotiation IS supported") && said.contains("Compression: NONE"), "{said}");
+    // Whoever takes too long with a handshake is not waited for.
+    let mut silent = tokio::net::TcpStream::connect(format!("127.0.0.1:{port}")).await.unwrap();
+    let began = std::time::Instant::now();
+    let mut nothing = Vec::new();
+    let ended = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut nothing);
+    tokio::time::timeout(Duration::from_secs(25), ended).await.expect("it is cut off").unwrap();
+    assert!(nothing.is_empty() && began.elapsed() > Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_without_end_are_refused() {
+    let stack = Stack::start().await;
+    let long = "x".repeat(60_000);
+    let answer = cloister_testkit::raw(&stack.url, "GET", "/v1/me", &[("x-long", &long)], b"").await;
+    assert_eq!(answer.status, 431);
+    let many: Vec<(String, String)> = (0..300).map(|n| (format!("x-{n}"), "1".into())).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(cloister_testkit::raw(&stack.url, "GET", "/v1/me", &many, b"").await.status, 431);
+    let path = format!("/{long}");
+    let status = cloister_testkit::raw(&stack.url, "GET", &path, &[], b"").await.status;
+    assert!(matches!(status, 414 | 431), "{status}");
+}
