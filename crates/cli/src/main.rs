@@ -38,6 +38,13 @@ fn main() -> ExitCode {
     {
         return output.failure(&error.into());
     }
+    let given = match arguments.command {
+        Command::Serve(_) | Command::Region { .. } => match cloister_server::given_listener() {
+            Ok(given) => given,
+            Err(error) => return output.failure(&error.into()),
+        },
+        _ => None,
+    };
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     // A call passes through few threads: each hop between two costs more than
     // the work of either.
@@ -54,7 +61,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let outcome = runtime.block_on(commands::run(arguments, output));
+    let outcome = runtime.block_on(commands::run(arguments, given, output));
     // A blocking read must not hold up the end.
     runtime.shutdown_background();
     match outcome {

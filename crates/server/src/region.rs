@@ -11,11 +11,12 @@ use std::time::Duration;
 use cloister_types::Host;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
 use crate::ServerError;
 use crate::files::write_private;
+use crate::given::listen;
 use crate::proxy;
 use crate::stamp::{Stamp, door, suspension};
 use crate::tenant::stop_signal;
@@ -59,6 +60,7 @@ struct Place {
 pub async fn region(
     config: &Path,
     ready_file: Option<&Path>,
+    given: Option<std::net::TcpListener>,
     announce: impl FnOnce(SocketAddr),
 ) -> Result<(), ServerError> {
     let stop = stop_signal()?;
@@ -82,7 +84,7 @@ pub async fn region(
             return Err(bad(&format!("two tenants have the host {host}")));
         }
     }
-    let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
+    let listener = listen(given, address).await?;
     let address = listener.local_addr().map_err(ServerError::start("read the address"))?;
     if let Some(path) = ready_file {
         let ready = serde_json::json!({ "address": address }).to_string();

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 
 use crate::config::Config;
 use crate::files::{take, write_private};
 use crate::gate::Gate;
+use crate::given::listen as listen_on;
 use crate::keys::no_data;
 use crate::listen::Front;
 use crate::stamp::{adopt, door, suspension};
@@ -18,7 +19,7 @@ use crate::tls::Tls;
 use crate::{ServerError, listen};
 
 /// What `serve` is told.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Serve {
     /// The configuration file.
     pub config: PathBuf,
@@ -28,6 +29,8 @@ pub struct Serve {
     pub listen: Option<SocketAddr>,
     /// Written when the API answers: the URL.
     pub ready_file: Option<PathBuf>,
+    /// A socket that came with the process, to be listened on instead.
+    pub given: Option<std::net::TcpListener>,
     /// Models that the operator knows to be scripted, and wants all the same.
     pub allow_scripted: bool,
 }
@@ -42,7 +45,10 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let stop = stop_signal()?;
     tokio::pin!(stop);
     let mut config = Config::read(&options.config)?;
-    let address = options.listen.unwrap_or(config.listen.address);
+    let mut address = options.listen.unwrap_or(config.listen.address);
+    if let Some(given) = &options.given {
+        address = given.local_addr().map_err(ServerError::start("read the address"))?;
+    }
     let data = options.data.or_else(|| config.data.clone());
     let data = data.ok_or_else(no_data)?;
     adopt(&mut config, &data)?;
@@ -62,7 +68,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
         )));
     }
     let lock = take(&data)?;
-    let listener = TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}")))?;
+    let listener = listen_on(options.given, address).await?;
     let door = tls.as_ref().map(|_| open_door(&data)).transpose()?;
     let gate = Arc::new(Gate::new(config.listen.clone(), &config.auth));
     let tenant = Tenant::open(&config, &data, &scripted, gate.clone()).await?;

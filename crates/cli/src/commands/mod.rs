@@ -12,12 +12,16 @@ use crate::arguments::{Arguments, Command};
 use crate::connect::client;
 use crate::output::{Failure, Output};
 
-/// Runs the command.
-pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+/// Runs the command. Servers listen on the socket that came along, if one did.
+pub(crate) async fn run(
+    arguments: Arguments,
+    given: Option<std::net::TcpListener>,
+    output: Output,
+) -> Result<(), Failure> {
     let server = &arguments.server;
     match arguments.command {
         Command::Dev(options) => servers::dev(server, options, output).await,
-        Command::Serve(options) => servers::serve(server, options, output).await,
+        Command::Serve(options) => servers::serve(server, options, given, output).await,
         Command::Egress => Ok(cloister_server::egress().await?),
         Command::Vault => Ok(cloister_server::vault().await?),
         Command::Doctor => machine::doctor(output),
@@ -33,7 +37,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
         Command::Audit(command) => egress::audit(server, command, output),
         Command::VaultKeys(command) => egress::vault(server, command, output),
         Command::Tenant(command) => tenant::tenant(command, output).await,
-        Command::Region { config, ready_file } => tenant::region(&config, ready_file.as_deref(), output).await,
+        Command::Region { config, ready_file } => tenant::region(&config, ready_file.as_deref(), given, output).await,
         Command::Login { device } => access::login(server, device, output).await,
         Command::Logout => access::logout(server, output),
         Command::Auth(command) => access::auth(&client(server).await?, command, output).await,

@@ -29,10 +29,15 @@ pub(super) async fn dev(server: &ServerArguments, options: DevArguments, output:
     Ok(())
 }
 
-pub(super) async fn serve(server: &ServerArguments, options: ServeArguments, output: Output) -> Result<(), Failure> {
+pub(super) async fn serve(
+    server: &ServerArguments,
+    options: ServeArguments,
+    given: Option<std::net::TcpListener>,
+    output: Output,
+) -> Result<(), Failure> {
     let ServeArguments { config, listen, ready_file, allow_scripted } = options;
     let shown = config.display().to_string();
-    let options = Serve { config, data: server.data.clone(), listen, ready_file, allow_scripted };
+    let options = Serve { config, data: server.data.clone(), listen, ready_file, given, allow_scripted };
     cloister_server::serve(options, |url| {
         output.talk(&format!("Cloister serves at {url}"));
         output.next(&format!("cloister key new --config {shown}"));

@@ -43,8 +43,13 @@ pub(super) async fn tenant(command: TenantCommand, output: Output) -> Result<(),
     }
 }
 
-pub(super) async fn region(config: &Path, ready_file: Option<&Path>, output: Output) -> Result<(), Failure> {
-    cloister_server::region(config, ready_file, |address| {
+pub(super) async fn region(
+    config: &Path,
+    ready_file: Option<&Path>,
+    given: Option<std::net::TcpListener>,
+    output: Output,
+) -> Result<(), Failure> {
+    cloister_server::region(config, ready_file, given, |address| {
         output.talk(&format!("The region's door is at {address}"));
     })
     .await?;

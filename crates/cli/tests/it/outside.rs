@@ -124,6 +124,62 @@ async fn openssl_agrees_on_modern_tls_and_on_nothing_else() {
     assert!(nothing.is_empty() && began.elapsed() > Duration::from_secs(5));
 }
 
+/// Starts a program as systemd does, with a socket that listens already.
+const ACTIVATE: &str = "
+import os, socket, sys
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(('127.0.0.1', int(sys.argv[1])))
+listener.listen(64)
+for program in range(2):
+    if os.fork() == 0:
+        os.dup2(os.dup(listener.fileno()), 3)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')
+        os.execv(sys.argv[2], sys.argv[2:])
+    print('started', flush=True)
+    os.wait()
+print('ended', flush=True)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_came_along_keeps_callers_waiting_while_servers_change() {
+    use std::io::{BufRead, BufReader};
+    let provider = Scripted::start().await;
+    // A stack only for its executables.
+    let stack = Stack::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (config, data, ready) =
+        (folder.path().join("config.toml"), folder.path().join("data"), folder.path().join("ready.json"));
+    std::fs::write(&config, provider.config("")).unwrap();
+    let port = free_port().to_string();
+    let mut parent = Command::new("python3");
+    parent.args(["-c", ACTIVATE, &port]).arg(stack.executable()).arg("serve").arg("--allow-scripted");
+    parent.arg("--config").arg(&config).arg("--data").arg(&data).arg("--ready-file").arg(&ready);
+    let mut parent = Running(parent.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut said = BufReader::new(parent.0.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "started");
+    until("the first serves", || ready.exists()).await;
+    let url = format!("http://127.0.0.1:{port}");
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).unwrap()).unwrap();
+    assert_eq!(told["url"], url.as_str());
+    let health = || cloister_testkit::raw(&url, "GET", "/health", &[], b"");
+    assert_eq!(health().await.status, 200);
+    let server = cloister_testkit::children(parent.0.id())[0];
+    Command::new("kill").arg(server.to_string()).status().unwrap();
+    // Whoever calls in between is answered by the next.
+    for _ in 0..10 {
+        assert_eq!(health().await.status, 200);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    assert_eq!(said.next().unwrap().unwrap(), "started");
+    let next = cloister_testkit::children(parent.0.id());
+    assert!(!next.contains(&server) && !next.is_empty());
+    for pid in next {
+        Command::new("kill").arg(pid.to_string()).status().unwrap();
+    }
+    assert_eq!(said.next().unwrap().unwrap(), "ended");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_without_end_are_refused() {
     let stack = Stack::start().await;
