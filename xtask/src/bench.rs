@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::run::{Outcome, cargo, done, install, root, target};
 
 /// What is measured from outside.
-const SCRIPTS: [&str; 2] = ["session", "egress"];
+const SCRIPTS: [&str; 3] = ["session", "egress", "front"];
 /// Programs beside those.
 const PROGRAMS: [&str; 4] = ["append", "recover", "sandbox", "streams"];
 
@@ -15,7 +15,7 @@ pub(crate) fn run(only: Option<&str>) -> Outcome {
     if only.is_some_and(|only| !SCRIPTS.contains(&only) && !PROGRAMS.contains(&only)) {
         return Err(format!("cargo xtask bench [{}|{}]", SCRIPTS.join("|"), PROGRAMS.join("|")));
     }
-    install(&["bubblewrap", "gcc", "nginx-light", "openssl", "python3", "python3-venv"])?;
+    install(&["bubblewrap", "gcc", "haproxy", "nginx-light", "openssl", "python3", "python3-venv"])?;
     done(&mut cargo(&["build", "--quiet", "--release", "--workspace"]))?;
     let release = target().join("release");
     let script = |name: &str| {
@@ -25,6 +25,9 @@ pub(crate) fn run(only: Option<&str>) -> Outcome {
     };
     if named("session") {
         done(&mut script("session"))?;
+    }
+    if named("front") {
+        done(&mut script("front"))?;
     }
     if named("egress") {
         done(script("egress").arg(mitmproxy()?))?;

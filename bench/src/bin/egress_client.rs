@@ -1,9 +1,10 @@
-//! A client for `egress.py`: the same one inside a session and outside. It opens
-//! connections, keeps them, and measures each request.
+//! A client for `egress.py` and `front.py`: the same one inside a session and
+//! outside. It opens connections, keeps them, and measures each request.
 //!
-//! `egress_client NAME ADDRESS CA CONNECTIONS REQUESTS PATH [header value]`;
-//! prints JSON. With `PACE` in the environment it waits so many milliseconds
-//! before each request. `idle` as a path opens the connections, says so, and waits.
+//! `egress_client NAME ADDRESS CA CONNECTIONS REQUESTS PATH`; prints JSON. In the
+//! environment: `PACE`, milliseconds to wait before each request; `BEARER`, a key to
+//! show; `PLAIN`, no TLS; `FRESH`, a connection for each request, measured with it.
+//! `idle` as a path opens the connections, says so, and waits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,19 +15,37 @@ use hyper::Request;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connect(
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+async fn connect(name: &str, address: &str, tls: &TlsConnector) -> Result<Box<dyn Stream>, Failure> {
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    if is_set("PLAIN") {
+        return Ok(Box::new(socket));
+    }
+    Ok(Box::new(tls.connect(ServerName::try_from(name.to_owned())?, socket).await?))
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some()
+}
+
+async fn open(
     name: &str,
     address: &str,
     tls: &TlsConnector,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Failure> {
-    let socket = TcpStream::connect(address).await?;
-    socket.set_nodelay(true)?;
-    Ok(tls.connect(ServerName::try_from(name.to_owned())?, socket).await?)
+) -> Result<hyper::client::conn::http1::SendRequest<Empty<bytes::Bytes>>, Failure> {
+    let stream = connect(name, address, tls).await?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 async fn requests(
@@ -37,14 +56,21 @@ async fn requests(
     path: String,
     pace: Duration,
 ) -> Result<(Vec<f64>, u64), Failure> {
-    let stream = connect(&name, &address, &tls).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
+    let fresh = is_set("FRESH");
+    let bearer = std::env::var("BEARER").ok().map(|key| format!("Bearer {key}"));
+    let mut sender = open(&name, &address, &tls).await?;
     let (mut took, mut bytes) = (Vec::with_capacity(count), 0);
     for _ in 0..count {
         tokio::time::sleep(pace).await;
-        let request = Request::get(&path).header("host", &name).body(Empty::<bytes::Bytes>::new())?;
+        let mut request = Request::get(&path).header("host", &name);
+        if let Some(bearer) = &bearer {
+            request = request.header("authorization", bearer);
+        }
+        let request = request.body(Empty::<bytes::Bytes>::new())?;
         let began = Instant::now();
+        if fresh {
+            sender = open(&name, &address, &tls).await?;
+        }
         let answer = sender.send_request(request).await?;
         if !answer.status().is_success() {
             return Err(format!("status {}", answer.status()).into());

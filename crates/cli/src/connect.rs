@@ -36,11 +36,14 @@ pub(crate) fn authority(arguments: &ServerArguments) -> Result<Option<Vec<u8>>, 
 /// A client: from flags, the environment, a sign-in, or what `cloister dev` left.
 pub(crate) async fn client(arguments: &ServerArguments) -> Result<Client, Failure> {
     let authority = authority(arguments)?;
-    let signed_in = match (&arguments.url, &arguments.key) {
-        (Some(url), None) => logins::token(url, authority.as_deref()).await?,
-        _ => None,
-    };
-    let (url, key) = match (&arguments.url, arguments.key.clone().or(signed_in)) {
+    if let (Some(url), None) = (&arguments.url, &arguments.key)
+        && let Some(signed_in) = logins::token(url, authority.as_deref()).await?
+    {
+        let client = Client::new(url, &signed_in.token, authority.as_deref())?;
+        tokio::spawn(logins::keep_fresh(client.clone(), url.clone(), authority, signed_in));
+        return Ok(client);
+    }
+    let (url, key) = match (&arguments.url, arguments.key.clone()) {
         (Some(url), Some(key)) => (url.clone(), key),
         (url, key) => {
             let path = data_directory(arguments)?.join("client.json");

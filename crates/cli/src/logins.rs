@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use cloister_client::{Login, Place, SignedIn};
+use cloister_client::{Client, Login, Place, SignedIn};
 use serde::{Deserialize, Serialize};
 
 use crate::output::Failure;
@@ -53,6 +54,10 @@ fn write(all: &All) -> Result<(), Failure> {
     Ok(())
 }
 
+fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64())
+}
+
 fn name(url: &str) -> &str {
     url.trim_end_matches('/')
 }
@@ -72,29 +77,44 @@ pub(crate) fn forget(url: &str) -> Result<bool, Failure> {
     Ok(found)
 }
 
-/// The token of whoever has signed in to a server, renewed if it is about to end.
-pub(crate) async fn token(url: &str, authority: Option<&[u8]>) -> Result<Option<String>, Failure> {
+/// What somebody has who has signed in to a server, renewed if it is about to end.
+pub(crate) async fn token(url: &str, authority: Option<&[u8]>) -> Result<Option<SignedIn>, Failure> {
     let Some(Kept { place, signed_in }) = read()?.remove(name(url)) else { return Ok(None) };
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
     let refresh = match &signed_in.refresh_token {
-        Some(refresh) if now + EARLY >= signed_in.expires_at => refresh.clone(),
-        None if now >= signed_in.expires_at => {
+        Some(refresh) if now() + EARLY >= signed_in.expires_at => refresh.clone(),
+        None if now() >= signed_in.expires_at => {
             let hint = Some(format!("cloister login --url {url}"));
             return Err(Failure { hint, ..Failure::new(format!("the sign-in to {url} has ended")) });
         }
-        _ => return Ok(Some(signed_in.token)),
+        _ => return Ok(Some(signed_in)),
     };
     let login = Login::at(place, authority)?;
     match login.renew(&refresh).await {
         Ok(renewed) => {
-            let token = renewed.token.clone();
-            keep(url, login.place, renewed)?;
-            Ok(Some(token))
+            keep(url, login.place, renewed.clone())?;
+            Ok(Some(renewed))
         }
         // Another command may have renewed it meanwhile, once and for all.
         Err(error) => match read()?.remove(name(url)) {
-            Some(other) if other.signed_in.token != signed_in.token => Ok(Some(other.signed_in.token)),
+            Some(other) if other.signed_in.token != signed_in.token => Ok(Some(other.signed_in)),
             _ => Err(error.into()),
         },
+    }
+}
+
+/// Has a client show the next token before the present one ends, for as long as
+/// the command follows something. It ends where there is none to be had; what is
+/// refused then says so.
+pub(crate) async fn keep_fresh(client: Client, url: String, authority: Option<Vec<u8>>, mut signed_in: SignedIn) {
+    loop {
+        let left = (signed_in.expires_at - EARLY - now()).max(1.0);
+        tokio::time::sleep(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX)).await;
+        match token(&url, authority.as_deref()).await {
+            Ok(Some(next)) => {
+                client.set_key(&next.token);
+                signed_in = next;
+            }
+            _ => return,
+        }
     }
 }

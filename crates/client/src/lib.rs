@@ -5,6 +5,7 @@ mod egress;
 mod login;
 mod stream;
 
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use cloister_types::wire::{
@@ -54,11 +55,18 @@ pub type Result<T> = std::result::Result<T, ClientError>;
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// A connection to one tenant's server.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     base: String,
-    key: String,
+    key: Arc<RwLock<String>>,
+}
+
+/// Without the key.
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("base", &self.base).finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -76,11 +84,17 @@ impl Client {
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(malformed)?);
         }
         let http = builder.build().map_err(malformed)?;
-        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), key: key.to_owned() })
+        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), key: Arc::new(RwLock::new(key.to_owned())) })
+    }
+
+    /// Shows another key from now on, in all clones, and in what they follow.
+    pub fn set_key(&self, key: &str) {
+        key.clone_into(&mut self.key.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key)
+        let key = self.key.read().unwrap_or_else(PoisonError::into_inner);
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&*key)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> ClientError {

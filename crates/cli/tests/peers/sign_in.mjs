@@ -36,7 +36,7 @@ const provider = new Provider(issuer, {
   conformIdTokenClaims: false,
   pkce: { required: () => true },
   rotateRefreshToken: true,
-  ttl: { AccessToken: 40 },
+  ttl: { AccessToken: 34 },
   features: {
     devInteractions: { enabled: true },
     deviceFlow: { enabled: true },
