@@ -32,6 +32,7 @@ pub(crate) async fn response(
     leaving: watch::Receiver<bool>,
 ) -> Answer<Response> {
     let turn = subscription.turn().to_string();
+    let last = *leaving.borrow();
     let first = subscription.ready().await?;
     let state = Some((first, subscription, standing, leaving));
     let body = Body::from_stream(stream::unfold(state, |state| async move {
@@ -58,6 +59,10 @@ pub(crate) async fn response(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    if last {
+        // Nothing more is asked of a server that is going.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Ok(value) = HeaderValue::from_str(&turn) {
         headers.insert("x-response-id", value);
     }

@@ -20,6 +20,9 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Orderly ends in a row without an event in between, after which there is
 /// nothing more to come.
 const ENDS: u32 = 2;
+/// After the first of them: what servers that are being replaced ask for (`retry`),
+/// and a little.
+const LEFT: Duration = Duration::from_millis(300);
 
 /// An event of a turn.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,6 +111,8 @@ impl Events {
                             return Ok(None);
                         }
                         self.response = None;
+                        // One that goes down needs a moment to be gone.
+                        tokio::time::sleep(LEFT).await;
                     }
                     Ok(Err(_)) | Err(_) => self.response = None,
                 },
