@@ -12,8 +12,10 @@ IDLE = int(os.environ.get("IDLE", "10000"))
 NAME, TICK = "acme.example.test", os.sysconf("SC_CLK_TCK")
 folder = tempfile.mkdtemp(prefix="cloister-bench-front-")
 path = lambda name: os.path.join(folder, name)
-limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
+# What is in front has two descriptors for each idle connection.
+THROUGH = min(IDLE, (FILES - 400) // 2)
 CLIENT, CLOISTER = os.path.join(BIN, "egress_client"), os.path.join(BIN, "cloister")
 
 
@@ -23,8 +25,17 @@ def free():
         return s.getsockname()[1]
 
 
+def wait_for(port):
+    until = time.time() + 10
+    while socket.socket().connect_ex(("127.0.0.1", port)):
+        assert time.time() < until, "nobody listens"
+        time.sleep(0.05)
+
+
 def run(*command, **more):
-    return subprocess.run(command, check=True, capture_output=True, text=True, **more).stdout
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
 
 
 run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30", "-keyout", path("ca.key"),
@@ -115,7 +126,7 @@ try:
     door_at = json.load(open(path("region.json")))["address"]
     port = free()
     open(path("haproxy.cfg"), "w").write(f"""global
-  maxconn 40000
+  maxconn {THROUGH + 100}
   nbthread 2
 defaults
   mode tcp
@@ -131,7 +142,7 @@ backend acme
   server acme {acme_at}
 """)
     haproxy = start("/usr/sbin/haproxy", "-db", "-f", path("haproxy.cfg"))
-    time.sleep(0.5)
+    wait_for(port)
     doors = {"none": (acme, acme_at), "cloister region": (door, door_at), "haproxy": (haproxy, f"127.0.0.1:{port}")}
     found = {way: [] for way in doors}
     for _ in range(ROUNDS):
@@ -148,18 +159,18 @@ backend acme
 
     # Idle connections, each with TLS.
     rows = []
-    for way, measured, address in (("the tenant", (acme,), acme_at), ("through the door", (acme, door), door_at), ("through haproxy", (acme, haproxy), doors["haproxy"][1])):
-        before = [rss(process) for process in measured]
-        idle = subprocess.Popen([CLIENT, NAME, address, path("ca.pem"), str(IDLE), "25", "idle"], stdout=subprocess.PIPE, text=True)
+    for way, process, address, count in (("the tenant", acme, acme_at, IDLE), ("the door", door, door_at, THROUGH), ("haproxy", haproxy, doors["haproxy"][1], THROUGH)):
+        before = rss(process)
+        idle = subprocess.Popen([CLIENT, NAME, address, path("ca.pem"), str(count), "60", "idle"], stdout=subprocess.PIPE, text=True)
         started.append(idle)
         assert idle.stdout.readline().strip() == "open"
-        grown = [(rss(process) - then) / IDLE for process, then in zip(measured, before)]
-        busy = ask(acme_at, 1, 500, "/v1/me", BEARER=key)
-        rows.append((way, grown[0], grown[1] if len(grown) > 1 else "", busy[0], busy[1]))
+        grown = (rss(process) - before) / count
+        busy = ask(acme_at, 1, 1000, "/v1/me", BEARER=key)
+        rows.append((way, f"{count:,}", grown, busy[0], busy[1]))
         idle.terminate()
         idle.wait()
         time.sleep(2)
-    table(f"{IDLE:,} idle connections", ["to", "the tenant, KiB each", "what is in front, KiB each", "a request beside them, p50 us", "p99 us"], rows)
+    table("Idle connections", ["through", "connections", "its memory for each, KiB", "a request to the tenant beside them, p50 us", "p99 us"], rows)
 finally:
     for process in reversed(started):
         if process.poll() is None:

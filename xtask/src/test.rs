@@ -11,9 +11,9 @@ use crate::{docs, kernel, leftovers, peers, tidy};
 
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
 /// finds processes; `faketime` sets clocks; `busybox-static` makes an image;
-/// `strace` injects faults; `chromium` is whom people sign in with, `haproxy` stands
-/// before tenants; the others make and mount disks.
-const PACKAGES: [&str; 19] = [
+/// `strace` injects faults; `chromium` is whom people sign in with; `haproxy` and
+/// `nginx` stand before tenants, `iproute2` connects hosts; `testssl.sh` judges TLS; the others make and mount disks.
+const PACKAGES: [&str; 23] = [
     "btrfs-progs",
     "busybox-static",
     "chromium",
@@ -21,7 +21,10 @@ const PACKAGES: [&str; 19] = [
     "e2fsprogs",
     "faketime",
     "haproxy",
+    "iproute2",
+    "libnginx-mod-stream",
     "mount",
+    "nginx-light",
     "openssl",
     "procps",
     "python3",
@@ -32,6 +35,7 @@ const PACKAGES: [&str; 19] = [
     "python3-requests",
     "python3-venv",
     "strace",
+    "testssl.sh",
     "unicode-data",
 ];
 /// Tool chains that must work in a sandbox, where it sees them: a program, and
@@ -59,6 +63,8 @@ pub(crate) fn run() -> Outcome {
     step("build", done(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
     let clippy = &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
     step("lints", done(&mut cargo(clippy)))?;
+    let bare = &["clippy", "--quiet", "-p", "cloister-cli", "--no-default-features", "--", "-D", "warnings"];
+    step("lints without features", done(&mut cargo(bare)))?;
     step("docs", done(&mut doc))?;
     step("peers", peers::install())?;
     let before = leftovers::list();

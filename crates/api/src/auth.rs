@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -38,20 +39,21 @@ pub(crate) async fn network(State(api): State<Arc<Api>>, request: Request, next:
     }
 }
 
-pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
-    let asked = Asked::of(&request);
-    match admit(&api, &asked).await {
+pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let admitted = admit(&api, &Asked::of(&parts)).await;
+    match admitted {
         Ok(Some((principal, left))) => {
-            request.extensions_mut().insert(principal);
-            let mut response = next.run(request).await;
+            parts.extensions.insert(principal);
+            let mut response = next.run(Request::from_parts(parts, body)).await;
             if let Some(left) = left {
                 left.put(response.headers_mut());
             }
             response
         }
-        Ok(None) => next.run(request).await,
+        Ok(None) => next.run(Request::from_parts(parts, body)).await,
         Err(error) => {
-            drain(request.into_body()).await;
+            drain(body).await;
             let mut response = error.into_response();
             let place = api.sso.as_ref().and_then(|sso| sso.metadata_url());
             let says = |place| HeaderValue::try_from(format!("Bearer resource_metadata=\"{place}\"")).ok();
@@ -66,39 +68,39 @@ pub(crate) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
 }
 
 /// What of a request decides whether it is let in.
-struct Asked {
-    method: Method,
+struct Asked<'a> {
+    method: &'a Method,
     /// The path as the router writes it; none where it serves nothing.
-    path: Option<String>,
+    path: Option<&'a str>,
     /// The path as it was sent.
-    text: String,
+    text: &'a str,
     /// A key in the URL.
-    in_url: Option<String>,
-    headers: HeaderMap,
-    origin: Option<Origin>,
+    in_url: Option<&'a str>,
+    headers: &'a HeaderMap,
+    origin: Option<&'a Origin>,
 }
 
-impl Asked {
-    fn of(request: &Request) -> Self {
-        let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-        let key = |query: &str| Some(query.split('&').find_map(|pair| pair.strip_prefix("token="))?.to_owned());
+impl<'a> Asked<'a> {
+    fn of(parts: &'a Parts) -> Self {
+        let path = parts.extensions.get::<MatchedPath>().map(MatchedPath::as_str);
+        let key = |query: &'a str| query.split('&').find_map(|pair| pair.strip_prefix("token="));
         Self {
-            method: request.method().clone(),
-            in_url: request.uri().query().and_then(key).filter(|_| path.as_deref() == Some(EVENTS)),
+            method: &parts.method,
             path,
-            text: request.uri().path().to_owned(),
-            headers: request.headers().clone(),
-            origin: request.extensions().get::<Origin>().cloned(),
+            text: parts.uri.path(),
+            in_url: parts.uri.query().and_then(key).filter(|_| path == Some(EVENTS)),
+            headers: &parts.headers,
+            origin: parts.extensions.get(),
         }
     }
 }
 
 /// Who calls, if the operation wants to know, and how often they still may; an
 /// error if they may not.
-async fn admit(api: &Api, asked: &Asked) -> Answer<Option<(Principal, Option<Left>)>> {
-    let address = asked.origin.as_ref().and_then(|origin| origin.address);
-    let path = asked.path.as_deref();
-    let needed = path.and_then(|path| needs(&asked.method, path));
+async fn admit(api: &Api, asked: &Asked<'_>) -> Answer<Option<(Principal, Option<Left>)>> {
+    let address = asked.origin.and_then(|origin| origin.address);
+    let path = asked.path;
+    let needed = path.and_then(|path| needs(asked.method, path));
     if needed == Some(Needs::Nothing) {
         return Ok(None);
     }
@@ -113,20 +115,20 @@ async fn admit(api: &Api, asked: &Asked) -> Answer<Option<(Principal, Option<Lef
     let left = api.quotas.take(&principal.caller)?;
     same_site(&principal, asked)?;
     // Names of files are bytes; everything else is text, or nothing.
-    if !asked.text.contains("/files/") && percent_decode_str(&asked.text).decode_utf8().is_err() {
+    if !asked.text.contains("/files/") && percent_decode_str(asked.text).decode_utf8().is_err() {
         return Err(ApiError::new(ErrorCode::NotFound, "there is nothing at this path"));
     }
     match needed {
         Some(Needs::Right(right)) if !principal.may(right) => return Err(not_with(&principal)),
         Some(_) => {}
         // A row is missing: a mistake of ours, which opens nothing.
-        None if path.is_some_and(|path| crate::routes::serves(&asked.method, path)) => {
+        None if path.is_some_and(|path| crate::routes::serves(asked.method, path)) => {
             return Err(not_with(&principal));
         }
         // Known, and about to be told that there is nothing, or no such method.
         None => {}
     }
-    within(api, &principal.reach, &asked.method, path.unwrap_or_default(), &asked.text).await?;
+    within(api, &principal.reach, asked.method, path.unwrap_or_default(), asked.text).await?;
     Ok(Some((principal, left)))
 }
 
@@ -139,11 +141,11 @@ fn not_with(principal: &Principal) -> ApiError {
 /// Whatever changes something comes from somebody who means it. A browser brings
 /// cookies and client certificates along by itself: then it has to be a page of
 /// this origin; with a cookie, one that could read who the caller is.
-fn same_site(principal: &Principal, asked: &Asked) -> Answer<()> {
+fn same_site(principal: &Principal, asked: &Asked<'_>) -> Answer<()> {
     let head = |name: &str| asked.headers.get(name).map(HeaderValue::as_bytes);
     let brought = [header::AUTHORIZATION.as_str(), TOKEN].iter().any(|name| asked.headers.contains_key(*name));
     let ambient = !brought || principal.csrf.is_some();
-    if !ambient || matches!(asked.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+    if !ambient || matches!(*asked.method, Method::GET | Method::HEAD | Method::OPTIONS) {
         return Ok(());
     }
     if head("sec-fetch-site").is_some_and(|site| site != b"same-origin" && site != b"none") {
@@ -200,10 +202,10 @@ pub(crate) fn unix_now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-async fn authenticate(api: &Api, asked: &Asked) -> Answer<Principal> {
-    let certified = asked.origin.as_ref().and_then(|origin| origin.certified.clone());
-    let mut presented = Presented::of(&asked.headers, certified);
-    if let (None, Some(text)) = (&presented.bearer, &asked.in_url) {
+async fn authenticate(api: &Api, asked: &Asked<'_>) -> Answer<Principal> {
+    let certified = asked.origin.and_then(|origin| origin.certified.clone());
+    let mut presented = Presented::of(asked.headers, certified);
+    if let (None, Some(text)) = (&presented.bearer, asked.in_url) {
         // URLs are kept by browsers and proxies: what is in one shows one session,
         // for a while.
         let key = text.parse::<ApiKey>().ok();
@@ -219,7 +221,7 @@ async fn authenticate(api: &Api, asked: &Asked) -> Answer<Principal> {
                 "only a viewer's token for one session may be in a URL",
             ));
         }
-        presented.bearer = Some(text.clone());
+        presented.bearer = Some(text.to_owned());
     }
     decide(api, &look(api, presented).await?).map(|(principal, _)| principal)
 }

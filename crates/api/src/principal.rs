@@ -20,12 +20,14 @@ pub struct Origin {
 }
 
 /// Whom a client certificate stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Certified {
     /// The name that is kept with what they do.
     pub caller: String,
     /// What they may.
     pub role: Role,
+    /// When the certificate ends, in Unix seconds.
+    pub ends: f64,
 }
 
 /// Who a request is from.

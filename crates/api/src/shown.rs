@@ -138,8 +138,12 @@ async fn bearer(api: &Api, text: Option<&str>) -> Answer<Shown> {
 
 fn mtls(certified: Option<Certified>) -> Shown {
     match certified {
-        Some(Certified { caller, role }) => {
-            let principal = Principal::new(caller, vec![role], "mtls");
+        // The handshake was before; connections are kept.
+        Some(Certified { ends, .. }) if ends <= unix_now() => {
+            Shown::nobody(Scheme::Mtls, "the certificate that came along has ended meanwhile")
+        }
+        Some(Certified { caller, role, ends }) => {
+            let principal = Principal { ends: Some(ends), ..Principal::new(caller, vec![role], "mtls") };
             Shown::somebody(Scheme::Mtls, principal, "the certificate fits a rule of auth.mtls")
         }
         None => Shown::nobody(Scheme::Mtls, "no certificate came along that fits a rule of auth.mtls"),

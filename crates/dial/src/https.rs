@@ -1,12 +1,11 @@
-//! One call to a service that the operator or a credential names: JSON comes
-//! back.
+//! One call to a service that the operator or a credential names.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
 
@@ -16,6 +15,8 @@ use crate::{Connector, Dialer, Reach, Roots, TlsError, client_config};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of an answer.
 const ANSWER: usize = 256 << 10;
+
+const AGENT: &str = concat!("cloister/", env!("CARGO_PKG_VERSION"));
 
 /// Why there was no answer.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -62,30 +63,32 @@ impl Https {
         request: http::request::Builder,
         body: Bytes,
     ) -> Result<(StatusCode, Value), Failure> {
-        tokio::time::timeout(PATIENCE, self.call(url, request, body)).await?
+        let answer = self.exchange(request.uri(url).body(body)?).await?;
+        Ok((answer.status(), serde_json::from_slice(answer.body()).unwrap_or_default()))
     }
 
-    async fn call(
-        &self,
-        url: &str,
-        request: http::request::Builder,
-        body: Bytes,
-    ) -> Result<(StatusCode, Value), Failure> {
-        let uri: Uri = url.parse()?;
+    /// Makes one call, whose URI is a whole one.
+    ///
+    /// # Errors
+    /// There is no answer, or too long a one.
+    pub async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Failure> {
+        tokio::time::timeout(PATIENCE, self.call(request)).await?
+    }
+
+    async fn call(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Failure> {
+        let (mut parts, body) = request.into_parts();
+        let uri = parts.uri;
         let stream = self.0.clone().connect(uri.clone()).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
         // Ends with the answer.
         tokio::spawn(connection);
         let authority = uri.authority().map_or("", |authority| authority.as_str());
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let request = request
-            .uri(path)
-            .header(header::HOST, authority)
-            .header(header::USER_AGENT, concat!("cloister/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(body))?;
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER).collect().await?;
-        Ok((status, serde_json::from_slice(&body.to_bytes()).unwrap_or_default()))
+        parts.headers.insert(header::HOST, HeaderValue::from_str(authority)?);
+        parts.headers.insert(header::USER_AGENT, HeaderValue::from_static(AGENT));
+        parts.uri = uri.path_and_query().map_or("/", |path| path.as_str()).parse()?;
+        let answer = sender.send_request(Request::from_parts(parts, Full::new(body))).await?;
+        let (parts, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER).collect().await?.to_bytes();
+        Ok(Response::from_parts(parts, body))
     }
 }

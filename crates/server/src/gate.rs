@@ -84,7 +84,8 @@ impl Gate {
             }
             if let Some(name) = names.iter().find(|name| fits(&rule.san, name)) {
                 let caller = rule.caller.clone().unwrap_or_else(|| name.clone());
-                return Some((Certified { caller, role: rule.role }, at + 1));
+                let ends = certificate.validity().not_after.timestamp() as f64;
+                return Some((Certified { caller, role: rule.role, ends }, at + 1));
             }
         }
         None

@@ -4,6 +4,7 @@
 
 mod backup;
 mod dev;
+mod dev_ca;
 mod egress;
 mod files;
 mod gate;
@@ -26,6 +27,7 @@ pub mod doctor;
 pub use backup::{Summary, backup, restore};
 pub use cloister_vault::make_recovery_key;
 pub use dev::{Dev, dev};
+pub use dev_ca::{Issued, Kind, issue};
 pub use given::given_listener;
 pub use keys::new_key;
 pub use provision::{Listed, Provisioned, create, list, remove, resume, suspend};

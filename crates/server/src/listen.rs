@@ -17,11 +17,12 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use crate::gate::Gate;
-use crate::proxy::SIGNATURE;
+use crate::proxy;
 use crate::tls::{self, Tls};
 
 /// How long a handshake may take.
@@ -61,7 +62,7 @@ impl Front {
         let mut origin = self.gate.greet(&mut socket, peer, begins).await.ok()?;
         let Some(tls) = &self.tls else { return Some((Greeted::Plain(Box::new(socket)), origin)) };
         // Plain text and old versions end here, without an answer.
-        let stream = tls.acceptor().accept(socket).await.ok()?;
+        let stream = tls.accept(socket).await.ok()??;
         origin.certified = self.gate.certified(stream.get_ref().1.peer_certificates());
         Some((Greeted::Secure(Box::new(stream)), origin))
     }
@@ -69,14 +70,13 @@ impl Front {
 
 /// Does the connection begin with a PROXY header? Nothing is taken from it.
 async fn begins_with_header(socket: &TcpStream) -> bool {
-    let mut first = [0; SIGNATURE.len()];
+    let mut first = [0; 16];
     loop {
-        match socket.peek(&mut first).await {
-            Ok(0) | Err(_) => return false,
-            Ok(count) if first[..count] != SIGNATURE[..count] => return false,
-            Ok(count) if count == SIGNATURE.len() => return true,
+        let Ok(count @ 1..) = socket.peek(&mut first).await else { return false };
+        match proxy::begins(&first[..count]) {
+            Some(begins) => return begins,
             // More is on its way; the caller's patience ends this.
-            Ok(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+            None => tokio::time::sleep(Duration::from_millis(2)).await,
         }
     }
 }
@@ -114,6 +114,7 @@ pub(crate) async fn serve<T>(
     let protocols = Protocols::new();
     let graceful = GracefulShutdown::new();
     let front = Arc::new(front);
+    let slots = Arc::new(Semaphore::new(most_connections()));
     tokio::pin!(stop);
     let stopped = loop {
         let accepted = tokio::select! {
@@ -133,9 +134,12 @@ pub(crate) async fn serve<T>(
                 continue;
             }
         };
+        // Beyond that, files could not be opened for those who are here.
+        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
         let (protocols, router, watcher) = (protocols.clone(), router.clone(), graceful.watcher());
         let front = front.clone();
         tokio::spawn(async move {
+            let _slot = slot;
             // Whoever takes too long, or is nobody, is not answered.
             let greeted = tokio::time::timeout(PATIENCE, front.greet(socket, peer)).await;
             let Ok(Some((stream, origin))) = greeted else { return };
@@ -154,6 +158,13 @@ pub(crate) async fn serve<T>(
         tracing::info!("streams that were still open are cut; their clients resume");
     }
     stopped
+}
+
+/// Connections at once: three quarters of the descriptors that there are. The rest
+/// is for files and sessions.
+fn most_connections() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    usize::try_from(limit).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS) / 4 * 3
 }
 
 async fn come_in(door: Option<&UnixListener>) -> std::io::Result<UnixStream> {

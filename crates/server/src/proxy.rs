@@ -1,12 +1,16 @@
-//! The PROXY protocol, version 2, as balancers send it before anything else:
-//! who calls, and over which of a cloud's private endpoints.
+//! The PROXY protocol, as balancers send it before anything else: who calls, and
+//! in version 2 over which of a cloud's private endpoints.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// How each header begins.
-pub(crate) const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// How each header of version 2 begins; it tells which bytes are one.
+const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// How a line of version 1 begins, which is all that nginx sends, and its most
+/// bytes.
+const WORD: &[u8] = b"PROXY ";
+const LINE: usize = 107;
 /// Bytes of what follows the fixed part. Balancers send a few hundred.
 const MOST: usize = 4096;
 
@@ -21,20 +25,71 @@ pub(crate) struct Header {
 
 /// What is no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a PROXY header of version 2")]
+#[error("not a PROXY header")]
 pub(crate) struct NoHeader;
+
+/// Do these bytes begin like a header? None if more are needed to tell.
+pub(crate) fn begins(bytes: &[u8]) -> Option<bool> {
+    let fits = |start: &[u8]| bytes.iter().zip(start).all(|(one, other)| one == other);
+    if !fits(&SIGNATURE) && !fits(WORD) {
+        return Some(false);
+    }
+    (bytes.len() >= SIGNATURE.len()).then_some(true)
+}
 
 /// Reads a header, and not a byte more.
 pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Header, NoHeader> {
-    let mut fixed = [0; 16];
+    // No header is shorter.
+    let mut first = [0; SIGNATURE.len()];
+    stream.read_exact(&mut first).await.map_err(|_| NoHeader)?;
+    if first.starts_with(WORD) {
+        let mut line = first.to_vec();
+        while !line.ends_with(b"\r\n") {
+            if line.len() == LINE {
+                return Err(NoHeader);
+            }
+            line.push(stream.read_u8().await.map_err(|_| NoHeader)?);
+        }
+        return parse_line(&line);
+    }
+    let mut fixed = [0; 4];
     stream.read_exact(&mut fixed).await.map_err(|_| NoHeader)?;
-    let length = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-    if fixed[..12] != SIGNATURE || length > MOST {
+    let length = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
+    if first != SIGNATURE || length > MOST {
         return Err(NoHeader);
     }
     let mut rest = vec![0; length];
     stream.read_exact(&mut rest).await.map_err(|_| NoHeader)?;
-    parse(fixed[12], fixed[13], &rest)
+    parse(fixed[0], fixed[1], &rest)
+}
+
+/// A line of version 1.
+fn parse_line(line: &[u8]) -> Result<Header, NoHeader> {
+    let text = std::str::from_utf8(line).map_err(|_| NoHeader)?.trim_end_matches("\r\n");
+    let words: Vec<&str> = text.split(' ').collect();
+    let source: IpAddr = match words.as_slice() {
+        ["PROXY", "UNKNOWN", ..] => return Ok(Header::default()),
+        ["PROXY", "TCP4", source, to, from_port, to_port] => {
+            let (source, _) = (address::<Ipv4Addr>(source)?, address::<Ipv4Addr>(to)?);
+            (port(from_port)?, port(to_port)?);
+            source.into()
+        }
+        ["PROXY", "TCP6", source, to, from_port, to_port] => {
+            let (source, _) = (address::<Ipv6Addr>(source)?, address::<Ipv6Addr>(to)?);
+            (port(from_port)?, port(to_port)?);
+            source.to_canonical()
+        }
+        _ => return Err(NoHeader),
+    };
+    Ok(Header { source: Some(source), endpoint: None })
+}
+
+fn address<A: std::str::FromStr>(text: &str) -> Result<A, NoHeader> {
+    text.parse().map_err(|_| NoHeader)
+}
+
+fn port(text: &str) -> Result<u16, NoHeader> {
+    text.parse().map_err(|_| NoHeader)
 }
 
 fn parse(command: u8, family: u8, rest: &[u8]) -> Result<Header, NoHeader> {
@@ -155,14 +210,38 @@ mod tests {
         for end in 0..whole.len() {
             assert!(read_all(&whole[..end]).is_err(), "{end}");
         }
-        for bad in
-            [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PROXY TCP4 192.0.2.7 198.51.100.1 1 443\r\n", &with(0x31, &[0; 216])]
-        {
+        for bad in [&b"GET / HTTP/1.1\r\n\r\n"[..], &with(0x31, &[0; 216])] {
             assert!(read_all(bad).is_err());
         }
         assert!(read_all(&with(0x11, &[1, 2, 3])).is_err());
         assert!(read_all(&with(0x11, &[&[0; 12][..], &[0xea, 0, 9, 1]].concat())).is_err());
         let local = [&SIGNATURE[..], &[0x20, 0, 0, 0]].concat();
         assert_eq!(read_all(&local), Ok(Header::default()));
+    }
+
+    #[test]
+    fn lines_of_the_first_version_are_read_to_their_end() {
+        let long = format!("PROXY TCP4 192.0.2.7 198.51.100.1 1 {}443\r\n", "0".repeat(80));
+        for (line, expected) in [
+            ("PROXY TCP4 192.0.2.7 198.51.100.1 1 443\r\n", Some("192.0.2.7")),
+            ("PROXY TCP6 2001:db8::7 2001:db8::1 1 443\r\n", Some("2001:db8::7")),
+            ("PROXY TCP6 ::ffff:192.0.2.7 2001:db8::1 1 443\r\n", Some("192.0.2.7")),
+            ("PROXY TCP4 2001:db8::7 2001:db8::1 1 443\r\n", None),
+            ("PROXY TCP4 192.0.2.7 198.51.100.1 1 65536\r\n", None),
+            ("PROXY TCP4 192.0.2.7 198.51.100.1 1\r\n", None),
+            ("PROXY TCP4  192.0.2.7 198.51.100.1 1 443\r\n", None),
+            ("PROXY UDP4 192.0.2.7 198.51.100.1 1 443\r\n", None),
+            ("PROXY TCP4 192.0.2.7 198.51.100.1 1 443\n\n", None),
+            (&long, None),
+        ] {
+            let expected = expected.map(|source| Header { source: Some(source.parse().unwrap()), endpoint: None });
+            let mut rest = &[line.as_bytes(), b"hello"].concat()[..];
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let read = runtime.block_on(read(&mut rest)).ok();
+            assert_eq!(read, expected, "{line}");
+            assert!(read.is_none() || rest == b"hello", "not a byte more");
+        }
+        assert_eq!(read_all(b"PROXY UNKNOWN\r\n"), Ok(Header::default()));
+        assert_eq!((begins(b"PRO"), begins(b"PROXY TCP4 1"), begins(b"POST / HTTP/1")), (None, Some(true), Some(false)));
     }
 }

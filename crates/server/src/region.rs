@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cloister_types::Host;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
@@ -24,6 +24,8 @@ use crate::tenant::stop_signal;
 /// How long a handshake's first message may take, and its most bytes.
 const PATIENCE: Duration = Duration::from_secs(10);
 const HELLO: usize = 16 << 10;
+/// Most bytes that are passed on at once.
+const PIECE: usize = 16 << 10;
 /// Connections at once.
 const CONNECTIONS: usize = 50_000;
 
@@ -122,26 +124,69 @@ async fn pass(
     (peer, to): (SocketAddr, SocketAddr),
 ) -> std::io::Result<()> {
     let _ = socket.set_nodelay(true);
-    let hello = tokio::time::timeout(PATIENCE, hello(&mut socket)).await??;
+    // Boxed: what it takes to understand a handshake is not kept for its connection.
+    let hello = tokio::time::timeout(PATIENCE, Box::pin(hello(&mut socket))).await??;
     let Some((host, bytes)) = hello else { return Ok(()) };
     let Some(data) = tenants.get(&host).filter(|data| !suspension(data).exists()) else { return Ok(()) };
     let mut inside = UnixStream::connect(door(data)).await?;
     inside.write_all(&[proxy::header(peer, to), bytes].concat()).await?;
-    tokio::io::copy_bidirectional(&mut socket, &mut inside).await?;
+    let ((from_client, to_client), (from_tenant, to_tenant)) = (socket.split(), inside.split());
+    tokio::try_join!(pass_on(from_client, to_tenant), pass_on(from_tenant, to_client))?;
     Ok(())
+}
+
+/// One way of a connection, to its end.
+async fn pass_on(mut from: impl Readable, mut to: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+    loop {
+        from.readable().await?;
+        // Ten thousand idle connections have none.
+        let mut piece = Vec::with_capacity(PIECE);
+        match from.try_read(&mut piece) {
+            Ok(0) => return to.shutdown().await,
+            Ok(_) => to.write_all(&piece).await?,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The reading half of a socket, of which it can be asked whether there is
+/// something to read.
+trait Readable {
+    async fn readable(&self) -> std::io::Result<()>;
+    fn try_read(&mut self, into: &mut Vec<u8>) -> std::io::Result<usize>;
+}
+
+impl Readable for tokio::net::tcp::ReadHalf<'_> {
+    async fn readable(&self) -> std::io::Result<()> {
+        Self::readable(self).await
+    }
+
+    fn try_read(&mut self, into: &mut Vec<u8>) -> std::io::Result<usize> {
+        self.try_read_buf(into)
+    }
+}
+
+impl Readable for tokio::net::unix::ReadHalf<'_> {
+    async fn readable(&self) -> std::io::Result<()> {
+        Self::readable(self).await
+    }
+
+    fn try_read(&mut self, into: &mut Vec<u8>) -> std::io::Result<usize> {
+        self.try_read_buf(into)
+    }
 }
 
 /// The name that a handshake asks for, and all bytes that were read for it.
 async fn hello(socket: &mut TcpStream) -> std::io::Result<Option<(Host, Vec<u8>)>> {
-    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    let mut bytes = Vec::with_capacity(2048);
     let mut acceptor = rustls::server::Acceptor::default();
     loop {
-        let count = socket.read(&mut piece).await?;
-        if count == 0 || bytes.len() + count > HELLO {
+        let before = bytes.len();
+        if socket.read_buf(&mut bytes).await? == 0 || bytes.len() > HELLO {
             return Ok(None);
         }
-        bytes.extend_from_slice(&piece[..count]);
-        let mut rest = &piece[..count];
+        let mut rest = &bytes[before..];
         while !rest.is_empty() {
             acceptor.read_tls(&mut rest)?;
         }

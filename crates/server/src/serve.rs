@@ -16,6 +16,7 @@ use crate::listen::Front;
 use crate::stamp::{adopt, door, suspension};
 use crate::tenant::{Tenant, stop_signal};
 use crate::tls::Tls;
+use crate::tls::acme::Orders;
 use crate::{ServerError, listen};
 
 /// What `serve` is told.
@@ -53,6 +54,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let data = data.ok_or_else(no_data)?;
     adopt(&mut config, &data)?;
     config.check_region()?;
+    let orders = Orders::of(&mut config, &data)?;
     let scripted: Vec<&str> =
         config.models.iter().map(|model| model.name.as_str()).filter(|name| name.starts_with("scripted")).collect();
     if !scripted.is_empty() && !options.allow_scripted {
@@ -61,10 +63,10 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
             scripted[0]
         )));
     }
-    let tls = Tls::open(&config.listen, &config.auth.require)?;
+    let tls = Tls::open(&config.listen, &config.auth.require, orders.as_ref().map(Orders::answers))?;
     if tls.is_none() && !address.ip().is_loopback() {
         return Err(ServerError::Config(format!(
-            "plain HTTP is for loopback alone; {address} needs listen.tls_cert and listen.tls_key"
+            "plain HTTP is for loopback alone; {address} needs listen.tls_cert and listen.tls_key, or listen.acme"
         )));
     }
     let lock = take(&data)?;
@@ -79,6 +81,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
         write_private(path, ready.as_bytes()).map_err(ServerError::start(format!("write {}", path.display())))?;
     }
     announce(&url);
+    let ordering = orders.map(|orders| tokio::spawn(orders.keep()));
     // Turns go on without us: whoever serves next takes them over.
     let suspended = suspension(&data);
     let ended = {
@@ -97,6 +100,8 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
         };
         listen::serve((listener, door), Front { gate, tls }, tenant.router.clone(), stop).await
     };
+    // What was begun is begun again by the next server.
+    ordering.inspect(tokio::task::JoinHandle::abort);
     if ended {
         tenant.end().await;
         return Ok(());

@@ -27,14 +27,16 @@ pub struct Maker {
     pub parent: Option<String>,
 }
 
-/// Does it stand?
-const STANDS: &str = "SELECT EXISTS (
-        SELECT 1 FROM key_hash JOIN key ON key.id = key_hash.key
-        WHERE hash = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2) AND (until IS NULL OR until > ?2)
-    ) OR EXISTS (SELECT 1 FROM sign_in WHERE hash = ?1 AND ended_at IS NULL AND expires_at > ?2)";
+/// Where a key is with the hash `?1` that works at `?2`.
+const WORKS: &str = "FROM key_hash JOIN key ON key.id = key_hash.key
+    WHERE hash = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2)
+      AND (until IS NULL OR until > ?2)";
 
 fn stand(db: &Connection, proofs: &[Proof], now: f64) -> Result<bool> {
-    let mut statement = db.prepare_cached(STANDS)?;
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT EXISTS (SELECT 1 {WORKS})
+             OR EXISTS (SELECT 1 FROM sign_in WHERE hash = ?1 AND ended_at IS NULL AND expires_at > ?2)"
+    ))?;
     for proof in proofs {
         if !statement.query_row(params![proof.0, now], |row| row.get::<_, bool>(0))? {
             return Ok(false);
@@ -125,6 +127,29 @@ fn record(db: &Connection, id: &str, now: f64) -> Result<Option<KeyRecord>> {
     rows.next()?.map(|row| record_of(row, now)).transpose()
 }
 
+fn look_up(db: &Connection, proof: &Proof, now: f64) -> Result<Option<Known>> {
+    let mut statement = db.prepare_cached(&format!("SELECT key.*, until, hash {WORKS}"))?;
+    let mut rows = statement.query(params![proof.0, now])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    // The index has compared already; what decides takes as long for every key.
+    let kept: Vec<u8> = row.get("hash")?;
+    if aws_lc_rs::constant_time::verify_slices_are_equal(&kept, &proof.0).is_err() {
+        return Ok(None);
+    }
+    Ok(Some(Known {
+        id: row.get("id")?,
+        caller: row.get("caller")?,
+        role: role_of(row)?,
+        session: session_of(row)?,
+        file_access: json_of(row, "file_access")?,
+        egress: json_of(row, "egress")?,
+        expires_at: row.get("expires_at")?,
+        is_token: row.get::<_, Option<String>>("parent")?.is_some(),
+        late: row.get::<_, Option<f64>>("until")?.is_some(),
+        proof: proof.clone(),
+    }))
+}
+
 impl Store {
     /// A new key of a tenant's, and an id for it; neither is stored yet.
     ///
@@ -185,50 +210,31 @@ impl Store {
         .await
     }
 
-    /// What a key stands for, if it works now. Every call asks: a key that is
-    /// revoked is so at once.
+    /// What a key stands for, if it works now. One that this process ends is so at
+    /// once, one that another ends within half a second.
     ///
     /// # Errors
     /// The store's.
     pub async fn known(&self, key: &ApiKey, now: f64) -> Result<Option<Known>> {
         let hash = self.inner.pepper.hash(key);
-        let found = self
-            .read(move |db| {
-                let mut statement = db.prepare_cached(
-                    "SELECT key.*, until, hash FROM key_hash JOIN key ON key.id = key_hash.key
-                     WHERE hash = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2)
-                       AND (until IS NULL OR until > ?2)",
-                )?;
-                let mut rows = statement.query(params![hash, now])?;
-                let Some(row) = rows.next()? else { return Ok(None) };
-                // The index has compared already; what decides takes as long for
-                // every key.
-                let kept: Vec<u8> = row.get("hash")?;
-                if aws_lc_rs::constant_time::verify_slices_are_equal(&kept, &hash).is_err() {
-                    return Ok(None);
-                }
-                let late = row.get::<_, Option<f64>>("until")?.is_some();
-                Ok(Some(Known {
-                    id: row.get("id")?,
-                    caller: row.get("caller")?,
-                    role: role_of(row)?,
-                    session: session_of(row)?,
-                    file_access: json_of(row, "file_access")?,
-                    egress: json_of(row, "egress")?,
-                    expires_at: row.get("expires_at")?,
-                    is_token: row.get::<_, Option<String>>("parent")?.is_some(),
-                    late,
-                    proof: Proof(hash),
-                }))
-            })
-            .await?;
-        if let Some(Known { id, late: true, .. }) = &found {
-            let id = id.clone();
-            self.write(move |db| {
-                db.execute("UPDATE key SET late = late + 1 WHERE id = ?1", [&id])?;
-                Ok(())
-            })
-            .await?;
+        let endings = match self.inner.endings.recall(&hash, now) {
+            Ok(known) => return Ok(Some(known)),
+            Err(endings) => endings,
+        };
+        let proof = Proof(hash.clone());
+        let found = self.read(move |db| look_up(db, &proof, now)).await?;
+        match &found {
+            // Each of its uses is counted.
+            Some(Known { id, late: true, .. }) => {
+                let id = id.clone();
+                self.write(move |db| {
+                    db.execute("UPDATE key SET late = late + 1 WHERE id = ?1", [&id])?;
+                    Ok(())
+                })
+                .await?;
+            }
+            Some(known) => self.inner.endings.remember(&hash, known, endings),
+            None => {}
         }
         Ok(found)
     }
@@ -248,8 +254,14 @@ impl Store {
         self.inner.endings.subscribe()
     }
 
-    pub(crate) fn note_ended(&self) {
-        self.inner.endings.send_replace(());
+    /// Makes a change after which something may have ended that callers have shown.
+    /// They hear of it although whoever wanted it has gone away.
+    pub(crate) async fn write_ending<T: Send + 'static>(
+        &self,
+        change: impl FnMut(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let endings = self.inner.endings.clone();
+        self.inner.writer.run(true, change, move |_| endings.note()).await
     }
 
     /// All keys, oldest first.
@@ -285,7 +297,12 @@ impl Store {
     /// The store's.
     pub async fn rotate_key(&self, id: &str, new: &ApiKey, grace: f64, now: f64) -> Result<Option<KeyRecord>> {
         let (id, hash) = (id.to_owned(), self.inner.pepper.hash(new));
-        self.write(move |db| {
+        let endings = self.inner.endings.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::try_from_secs_f64(grace).unwrap_or_default()).await;
+            endings.note();
+        });
+        self.write_ending(move |db| {
             let works = db.execute(
                 "UPDATE key SET rotated_at = ?2, late = 0
                  WHERE id = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2)",
@@ -306,13 +323,6 @@ impl Store {
             record(db, &id, now)
         })
         .await
-        .inspect(|_| {
-            let store = self.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(Duration::try_from_secs_f64(grace).unwrap_or_default()).await;
-                store.note_ended();
-            });
-        })
     }
 
     /// Ends a key, with the tokens that were made with it; false if there is no
@@ -322,7 +332,7 @@ impl Store {
     /// The store's.
     pub async fn revoke_key(&self, id: &str, now: f64) -> Result<bool> {
         let id = id.to_owned();
-        self.write_essential(move |db| {
+        self.write_ending(move |db| {
             db.execute("DELETE FROM key_hash WHERE key = ?1", [&id])?;
             let ended =
                 db.execute("UPDATE key SET revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1", params![id, now])?;
@@ -332,7 +342,6 @@ impl Store {
             Ok(ended > 0)
         })
         .await
-        .inspect(|_| self.note_ended())
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod append;
 mod checkpoint;
+mod endings;
 mod keys;
 mod live;
 mod log;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 pub use append::{Append, Finish};
 pub use keys::{Known, Maker, Proof};
@@ -38,6 +39,7 @@ pub use sign_ins::SIGN_IN;
 pub use turns::{Accept, Acceptance, Idempotency, StoredTurn};
 
 use checkpoint::Checkpointer;
+use endings::Endings;
 use live::Lives;
 use pepper::Pepper;
 use reserve::Reserve;
@@ -117,8 +119,7 @@ struct Inner {
     pepper: Pepper,
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
-    /// Changes when something ends by which callers have shown who they are.
-    endings: watch::Sender<()>,
+    endings: Arc<Endings>,
 }
 
 impl Store {
@@ -165,7 +166,7 @@ impl Store {
                 pepper,
                 readers: Mutex::default(),
                 reading: Semaphore::new(READERS),
-                endings: watch::Sender::new(()),
+                endings: Arc::new(Endings::new()),
             }),
         })
     }

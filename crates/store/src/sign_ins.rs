@@ -103,7 +103,7 @@ impl Store {
     /// The store's.
     pub async fn end_sign_in(&self, id: &str, now: f64) -> Result<bool> {
         let id = id.to_owned();
-        self.write_essential(move |db| {
+        self.write_ending(move |db| {
             let ended = db.execute(
                 "UPDATE sign_in SET ended_at = ?2 WHERE id = ?1 AND ended_at IS NULL AND expires_at > ?2",
                 params![id, now],
@@ -114,7 +114,6 @@ impl Store {
             Ok(ended > 0)
         })
         .await
-        .inspect(|_| self.note_ended())
     }
 
     /// What somebody who is signed in with this cookie sends with a change, so that

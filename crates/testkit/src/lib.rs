@@ -5,6 +5,7 @@
 
 mod issuer;
 mod kms;
+mod network;
 mod processes;
 mod provider;
 mod raw;
@@ -14,10 +15,11 @@ mod wait;
 
 pub use issuer::{Issuer, unix_now};
 pub use kms::TRANSIT_TOKEN;
+pub use network::{Network, Running};
 pub use processes::{Processes, Sandbox, children, descendants, is_gone, is_meter};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};
-pub use stack::{As, ORDINARY, Options, Stack, Turn, freeze, kill, peers, script, thaw};
+pub use stack::{As, ORDINARY, Options, Stack, Turn, executable, freeze, kill, peers, script, thaw};
 pub use upstream::{Seen, Upstream};
 pub use wait::until;
 

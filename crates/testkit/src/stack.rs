@@ -73,6 +73,12 @@ pub struct Stack {
     pub client: Client,
 }
 
+/// The `cloister` executable.
+#[must_use]
+pub fn executable() -> PathBuf {
+    executables().join("cloister")
+}
+
 /// The executables, copied where any user can run them.
 fn executables() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
@@ -239,7 +245,7 @@ impl Stack {
     /// The `cloister` executable that runs here.
     #[must_use]
     pub fn executable(&self) -> PathBuf {
-        executables().join("cloister")
+        executable()
     }
 
     /// SIGTERM, and the status with which it ends.

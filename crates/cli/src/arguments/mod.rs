@@ -91,6 +91,19 @@ pub(crate) enum Command {
     /// Make, list, suspend and remove the tenants of this host.
     #[command(subcommand)]
     Tenant(TenantCommand),
+    /// Make a certificate for development, by an authority of this folder's own.
+    DevCa {
+        /// Names of the certificate: hosts, addresses; for clients, URIs and mail
+        /// addresses as well.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// For a client.
+        #[arg(long)]
+        client: bool,
+        /// Folder of the authority, made if need be.
+        #[arg(long, default_value = "dev-ca")]
+        dir: PathBuf,
+    },
     /// Run the region's door: one address for many tenants.
     Region {
         /// Configuration file.

@@ -1,5 +1,8 @@
 //! About this machine and this program.
 
+use std::path::Path;
+
+use cloister_server::Kind;
 use cloister_server::config::Config;
 use cloister_server::doctor::{Verdict, examine};
 
@@ -53,4 +56,11 @@ pub(super) fn config(command: ConfigCommand, output: Output) -> Result<(), Failu
     };
     let text = toml::to_string(&config).map_err(|error| Failure::new(error.to_string()))?;
     output.value(&config, text.trim_end())
+}
+
+pub(super) fn dev_ca(names: &[String], client: bool, folder: &Path, output: Output) -> Result<(), Failure> {
+    let issued = cloister_server::issue(folder, names, if client { Kind::Client } else { Kind::Server })?;
+    output.data(&serde_json::json!(issued).to_string())?;
+    output.talk("For development: whoever has the folder can be anybody to those who trust its ca.pem.");
+    Ok(())
 }

@@ -36,6 +36,7 @@ pub(crate) async fn run(
         Command::EgressLog(options) => egress::egress(&client(server).await?, options, output).await,
         Command::Audit(command) => egress::audit(server, command, output),
         Command::VaultKeys(command) => egress::vault(server, command, output),
+        Command::DevCa { names, client, dir } => machine::dev_ca(&names, client, &dir, output),
         Command::Tenant(command) => tenant::tenant(command, output).await,
         Command::Region { config, ready_file } => tenant::region(&config, ready_file.as_deref(), given, output).await,
         Command::Login { device } => access::login(server, device, output).await,

@@ -135,6 +135,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).unwrap();
         std::fs::write(folder.path().join("ca.pem"), certificate.pem()).unwrap();
+        std::fs::write(folder.path().join("ca.key"), key.serialize_pem()).unwrap();
         Self { folder, issuer: Issuer::new(params, key) }
     }
 
@@ -263,6 +264,42 @@ async fn client_certificates_are_worth_what_the_rules_say() {
     assert_eq!(me(&stack, &ca, None, Some(&stack.key)).0, 200);
     assert_eq!(me(&stack, &ca, None, None).0, 401);
     assert_eq!(me(&stack, &ca, Some((&strangers, "ci")), Some(&stack.key)).0, 0);
+}
+
+/// Asks twice on one connection, with a pause between.
+const TWICE: &str = "
+import http.client, socket, ssl, sys, time
+ca, certificate, key, port, pause = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+context.load_cert_chain(certificate, key)
+connection = http.client.HTTPConnection('tenant.example.test')
+connection.sock = context.wrap_socket(socket.create_connection(('127.0.0.1', int(port))), server_hostname='tenant.example.test')
+for wait in (float(pause), 0):
+    connection.request('GET', '/v1/me')
+    answer = connection.getresponse()
+    answer.read()
+    print(answer.status)
+    time.sleep(wait)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_ends_is_worth_nothing_on_a_connection_that_goes_on() {
+    let (servers, clients) = (Authority::new(), Authority::new());
+    servers.sign("server", "tenant.example.test", |_| {});
+    let ends = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap() + Duration::from_secs(4);
+    clients.sign("ci", "ci.example.test", |params| params.not_after = rcgen::date_time_ymd(1970, 1, 1) + ends);
+    let stack = serve(&format!(
+        "[listen]\ntls_cert = {:?}\ntls_key = {:?}\nclient_ca = {:?}\n[auth]\nrequire = [['mtls']]\n\
+         [[auth.mtls]]\nsan = 'ci.example.test'\nrole = 'viewer'\n",
+        servers.path("server.pem"),
+        servers.path("server.key"),
+        clients.path("ca.pem"),
+    ))
+    .await;
+    let mut twice = Command::new("python3");
+    twice.args(["-c", TWICE]).arg(servers.path("ca.pem")).arg(clients.path("ci.pem")).arg(clients.path("ci.key"));
+    let output = twice.arg(stack.url.rsplit(':').next().unwrap()).arg("5").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "200\n401\n", "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]

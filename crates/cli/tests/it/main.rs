@@ -26,6 +26,7 @@ mod leftovers;
 mod lifecycle;
 mod limits;
 mod model;
+mod networks;
 mod outside;
 mod peers;
 mod power;

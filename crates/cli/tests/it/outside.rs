@@ -2,10 +2,10 @@
 //! balancer before the tenant, and OpenSSL.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cloister_testkit::{Options, Stack, peers, until};
+use cloister_testkit::{Options, Running, Stack, peers, until};
 
 use crate::crash::Scripted;
 use crate::front::Authority;
@@ -27,16 +27,6 @@ async fn a_fuzzer_of_the_document_finds_no_way_past_a_key_and_nothing_that_break
     assert!(said.contains("API Operations:") && output.status.success(), "{said}");
     // It may have ended our key: it may do everything that an admin may.
     assert_eq!(stack.raw("GET", "/health", &[], b"").await.status, 200, "it still serves");
-}
-
-/// A program that is ended when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn free_port() -> u16 {
@@ -122,6 +112,76 @@ async fn openssl_agrees_on_modern_tls_and_on_nothing_else() {
     let ended = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut nothing);
     tokio::time::timeout(Duration::from_secs(25), ended).await.expect("it is cut off").unwrap();
     assert!(nothing.is_empty() && began.elapsed() > Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn testssl_finds_nothing_to_say_against_it() {
+    let authority = Authority::new();
+    let stack = secure(&authority, "").await;
+    let folder = tempfile::tempdir().unwrap();
+    let (port, report) = (stack.url.rsplit(':').next().unwrap(), folder.path().join("report.json"));
+    // Protocols, ciphers, forward secrecy, known faults: all that is not about who signed.
+    let output = Command::new("testssl")
+        .args(["--ip", "127.0.0.1", "-p", "-s", "-f", "-U", "--quiet", "--color", "0", "--warnings", "off"])
+        .arg("--jsonfile")
+        .arg(&report)
+        .arg(format!("tenant.example.test:{port}"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    let of = |id: &str| found.iter().find(|one| one["id"] == id).map(|one| one["severity"].clone());
+    assert!(found.len() > 30 && of("TLS1_3") == Some("OK".into()) && of("heartbleed") == Some("OK".into()), "{said}");
+    let bad = found.iter().filter(|one| !matches!(one["severity"].as_str(), Some("OK" | "INFO"))).collect::<Vec<_>>();
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+/// A server that is asked to end when dropped, and takes along what it has started.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_ask_nothing_leave_room_for_those_who_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let ready = folder.path().join("ready.json");
+    let mut dev = Command::new("sh");
+    dev.args(["-c", "ulimit -n 400 && exec \"$0\" \"$@\""]).arg(cloister_testkit::executable());
+    dev.args(["dev", "--listen", "127.0.0.1:0", "--data"]).arg(folder.path().join("data"));
+    let dev = dev.arg("--ready-file").arg(&ready).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let dev = Ended(dev);
+    until("it is ready", || ready.exists()).await;
+    let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).unwrap()).unwrap();
+    let (url, key) = (ready["url"].as_str().unwrap(), ready["key"].as_str().unwrap());
+    let client = reqwest::Client::new();
+    let create = async || {
+        let asked = client.post(format!("{url}/v1/sessions")).bearer_auth(key).json(&serde_json::json!({}));
+        asked.send().await.map(|answer| answer.status().as_u16())
+    };
+    assert_eq!(create().await.unwrap(), 201);
+    let address = url.strip_prefix("http://").unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..500 {
+        idle.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    assert_eq!(create().await.unwrap(), 201, "on the connection that was there");
+    drop(idle);
+    let fresh = reqwest::Client::new();
+    let asked = async || fresh.get(format!("{url}/health")).send().await.is_ok();
+    for _ in 0..50 {
+        if asked().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(asked().await, "others come in again");
+    drop(dev);
 }
 
 /// Starts a program as systemd does, with a socket that listens already.

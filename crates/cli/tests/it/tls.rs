@@ -128,3 +128,62 @@ async fn serve_refuses_what_is_unsafe() {
         assert!(!output.status.success() && said.contains(words), "{words}: {said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_for_development_signs_servers_and_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        Command::new(cloister_testkit::executable()).args(arguments).current_dir(folder.path()).output().unwrap()
+    };
+    let issue = |arguments: &[&str]| -> serde_json::Value {
+        let output = run(&[&["dev-ca", "--dir", "ca"], arguments].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let server = issue(&["tenant.example.test", "127.0.0.1"]);
+    let authority = std::fs::read(folder.path().join("ca/ca.pem")).unwrap();
+    let client = issue(&["--client", "spiffe://example.test/ci", "ci@example.test"]);
+    assert_eq!(server["ca"], client["ca"]);
+    assert_eq!(std::fs::read(folder.path().join("ca/ca.pem")).unwrap(), authority, "it is made once");
+    for file in ["ca/ca.key", client["key"].as_str().unwrap()] {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(folder.path().join(file)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let text = |field: &serde_json::Value| field.as_str().unwrap().to_owned();
+    let config = format!(
+        "tenant = 'acme'\ndata = 'data'\n[listen]\naddress = '127.0.0.1:0'\ntls_cert = '{}'\ntls_key = '{}'\n\
+         client_ca = '{}'\n[auth]\nrequire = [['mtls']]\n[[auth.mtls]]\nsan = 'spiffe://example.test/*'\nrole = 'viewer'\n{}",
+        text(&server["certificate"]),
+        text(&server["key"]),
+        text(&server["ca"]),
+        model()
+    );
+    std::fs::write(folder.path().join("config.toml"), config).unwrap();
+    let mut serve = Command::new(cloister_testkit::executable());
+    serve.args(["serve", "--config", "config.toml", "--ready-file", "ready.json"]).current_dir(folder.path());
+    let _serve = cloister_testkit::Running(serve.stderr(Stdio::null()).spawn().unwrap());
+    let ready = folder.path().join("ready.json");
+    cloister_testkit::until("it serves", || ready.exists()).await;
+    let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).unwrap()).unwrap();
+    let port = ready["url"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let status = |host: &str, client: Option<&serde_json::Value>| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "-m", "10", "--cacert", &text(&server["ca"])]);
+        curl.args(["--resolve", &format!("{host}:{port}:127.0.0.1")]).current_dir(folder.path());
+        if let Some(client) = client {
+            curl.args(["--cert", &text(&client["certificate"]), "--key", &text(&client["key"])]);
+        }
+        let output = curl.arg(format!("https://{host}:{port}/v1/me")).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for host in ["tenant.example.test", "127.0.0.1"] {
+        assert_eq!(status(host, Some(&client)), "200", "{host}");
+    }
+    assert_eq!(status("other.example.test", Some(&client)), "000");
+    assert_eq!(status("127.0.0.1", None), "000");
+    assert_eq!(status("127.0.0.1", Some(&server)), "000", "a server's certificate is no client's");
+    for bad in [&[""][..], &["../up"], &["ca"], &["a b"], &["good.example.test", "bad name"]] {
+        let output = run(&[&["dev-ca", "--dir", "ca"], bad].concat());
+        assert!(!output.status.success() && !String::from_utf8_lossy(&output.stderr).contains("panic"), "{bad:?}");
+    }
+}

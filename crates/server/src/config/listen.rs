@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use cloister_api::Scheme;
+use cloister_types::Host;
 use ipnet::IpNet;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -24,6 +25,9 @@ pub struct Listen {
     /// PEM file of its key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
+    /// Certificates that the server gets by itself, instead of those files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acme: Option<Acme>,
     /// PEM file of authorities whose client certificates are taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
@@ -33,7 +37,7 @@ pub struct Listen {
     /// Networks that may call; all if none is named.
     #[serde(deserialize_with = "networks", skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<IpNet>,
-    /// Do balancers in front say who calls (PROXY protocol, version 2)?
+    /// Do balancers in front say who calls (PROXY protocol, version 1 or 2)?
     pub proxy_protocol: ProxyProtocol,
     /// Networks of those balancers; nobody else is believed.
     #[serde(deserialize_with = "networks", skip_serializing_if = "Vec::is_empty")]
@@ -42,6 +46,24 @@ pub struct Listen {
     /// or the number of Azure or Google. Nobody else may then.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub endpoint_ids: Vec<String>,
+}
+
+/// `[listen.acme]`: an authority that gives certificates to whoever shows that they
+/// hold a name (RFC 8555), by a handshake on port 443 (RFC 8737).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// The names of the certificate. Whoever asks for one of them at port 443 must
+    /// end here.
+    pub hosts: Vec<Host>,
+    /// Where the authority may write to, such as `mailto:ops@example.com`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contact: Vec<String>,
+    /// URL of the authority's directory. Whoever names it agrees to its terms.
+    pub directory: String,
+    /// PEM file of authorities to trust besides the machine's, when it is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra_ca: Option<PathBuf>,
 }
 
 /// Is a header expected before anything else?
@@ -63,6 +85,7 @@ impl Default for Listen {
             address: SocketAddr::from(([127, 0, 0, 1], 8420)),
             tls_cert: None,
             tls_key: None,
+            acme: None,
             client_ca: None,
             client_crl: None,
             allow: Vec::new(),
@@ -108,11 +131,30 @@ pub(super) fn address_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Re
     deserializer.deserialize_any(Either)
 }
 
+impl Acme {
+    fn check(&self, listen: &Listen) -> Result<(), String> {
+        if listen.tls_cert.is_some() {
+            return Err("listen.acme gets certificates: leave listen.tls_cert and listen.tls_key out".into());
+        }
+        if self.hosts.is_empty() {
+            return Err("listen.acme.hosts names no host".into());
+        }
+        if !self.directory.starts_with("https://") {
+            return Err(format!("listen.acme.directory: {:?} is no https:// URL", self.directory));
+        }
+        if !listen.endpoint_ids.is_empty() {
+            return Err("listen.acme: its authority does not come over one of listen.endpoint_ids".into());
+        }
+        Ok(())
+    }
+}
+
 impl Listen {
     /// Its files.
     pub(super) fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Self { tls_cert, tls_key, client_ca, client_crl, .. } = self;
-        [tls_cert, tls_key, client_ca, client_crl].into_iter().flatten()
+        let Self { tls_cert, tls_key, acme, client_ca, client_crl, .. } = self;
+        let extra_ca = acme.as_mut().and_then(|acme| acme.extra_ca.as_mut());
+        [tls_cert, tls_key, client_ca, client_crl].into_iter().flatten().chain(extra_ca)
     }
 
     /// Says what is wrong first.
@@ -120,7 +162,10 @@ impl Listen {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("listen.tls_cert and listen.tls_key go together".into());
         }
-        if self.tls_cert.is_none() && (self.client_ca.is_some() || self.client_crl.is_some()) {
+        if let Some(acme) = &self.acme {
+            acme.check(self)?;
+        }
+        if self.tls_cert.is_none() && self.acme.is_none() && (self.client_ca.is_some() || self.client_crl.is_some()) {
             return Err("client certificates need TLS: set listen.tls_cert and listen.tls_key".into());
         }
         if self.client_crl.is_some() && self.client_ca.is_none() {

@@ -19,7 +19,7 @@ use cloister_vault::{Kms, Recipient};
 use serde::{Deserialize, Serialize};
 
 pub use auth::{Auth, MtlsRule, Oidc, WorkloadRule};
-pub use listen::{Listen, ProxyProtocol};
+pub use listen::{Acme, Listen, ProxyProtocol};
 
 use crate::ServerError;
 

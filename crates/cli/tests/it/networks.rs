@@ -1,0 +1,190 @@
+//! What is decided by where a connection comes from, between hosts of their own;
+//! and certificates from an authority that comes to look.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use cloister_testkit::{Network, Running, executable, peers, until};
+
+use crate::front::Authority;
+
+const HOST: &str = "tenant.example.test";
+const MODEL: &str = "[[model]]\nname = 'm'\nwire = 'openai-chat'\nbase_url = 'https://api.example.com/v1'\n";
+
+/// A tenant of a folder's, and its key.
+fn create(folder: &Path) -> String {
+    let mut command = Command::new(executable());
+    command.args(["tenant", "create", "acme", "--region", "eu", "--root", "tenants"]).current_dir(folder);
+    let made = command.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    serde_json::from_slice::<serde_json::Value>(&made.stdout).unwrap()["key"].as_str().unwrap().to_owned()
+}
+
+/// A role on a host. What it says goes to a file.
+async fn start(network: &Network, folder: &Path, name: &str, arguments: &[&str]) -> Running {
+    let (ready, log) = (folder.join(format!("{name}.json")), folder.join(format!("{name}.log")));
+    let _ = std::fs::remove_file(&ready);
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+    let mut command = network.command(executable());
+    command.args(arguments).arg("--ready-file").arg(&ready).current_dir(folder);
+    let started = Running(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    until("it is ready", || ready.exists()).await;
+    started
+}
+
+/// Asks who one is, from a host: the status, 0 if there is no connection.
+fn curl(network: &Network, ca: &Path, at: &str, key: Option<&str>, more: &[&str]) -> u32 {
+    let (address, port) = at.split_once(':').unwrap();
+    let mut command = network.command("curl");
+    command.args(["-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"]).arg(ca).args(more);
+    command.args(["--resolve", &format!("{HOST}:{port}:{address}")]);
+    command.args(key.iter().flat_map(|key| ["-H".to_owned(), format!("authorization: Bearer {key}")]));
+    let output = command.arg(format!("https://{HOST}:{port}/v1/me")).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_are_told_apart_behind_both_balancers_and_without_one() {
+    let (server, balancer, inside, outside) = (Network::new(), Network::new(), Network::new(), Network::new());
+    server.join("10.9.0.1/24", &balancer, "10.9.0.2/24");
+    balancer.join("10.9.1.1/24", &inside, "10.9.1.2/24");
+    balancer.join("10.9.2.1/24", &outside, "10.9.2.2/24");
+    server.join("10.9.3.1/24", &inside, "10.9.3.2/24");
+    server.join("10.9.4.1/24", &outside, "10.9.4.2/24");
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.sign("server", HOST, |_| {});
+    let key = create(folder.path());
+    let config = |name: &str, port: u16, more: &str| {
+        let text = format!(
+            "[listen]\naddress = '0.0.0.0:{port}'\ntls_cert = {:?}\ntls_key = {:?}\nallow = ['10.9.1.0/24', '10.9.3.2']\n\
+             trusted_proxies = ['10.9.0.2']\n{more}\n{MODEL}",
+            authority.path("server.pem"),
+            authority.path("server.key")
+        );
+        std::fs::write(folder.path().join(name), text).unwrap();
+    };
+    config("optional.toml", 8443, "proxy_protocol = 'optional'");
+    config("required.toml", 8443, "proxy_protocol = 'required'");
+    std::fs::write(
+        folder.path().join("haproxy.cfg"),
+        "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n\
+         frontend f\n  bind 0.0.0.0:443\n  default_backend b\nbackend b\n  server t 10.9.0.1:8443 send-proxy-v2\n",
+    )
+    .unwrap();
+    let nginx = format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\npid {0}/nginx.pid;\nerror_log stderr;\n\
+         events {{}}\nstream {{ server {{ listen 444; proxy_pass 10.9.0.1:8443; proxy_protocol on; }} }}\n",
+        folder.path().display()
+    );
+    std::fs::write(folder.path().join("nginx.conf"), nginx).unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = balancer.command(program);
+        command.args(arguments).current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        Running(command.spawn().unwrap())
+    };
+    let _haproxy = run("/usr/sbin/haproxy", &["-db", "-f", "haproxy.cfg"]);
+    let conf = folder.path().join("nginx.conf");
+    let _nginx = run("/usr/sbin/nginx", &["-p", "/", "-c", conf.to_str().unwrap()]);
+    let ca = authority.path("ca.pem");
+    let serve = |config: &'static str| {
+        start(&server, folder.path(), "serve", &["serve", "--data", "tenants/acme", "--config", config])
+    };
+    let ask = |host: &Network, at: &str, more: &[&str]| curl(host, &ca, at, Some(&key), more);
+
+    let optional = serve("optional.toml").await;
+    // haproxy speaks version 2, nginx version 1.
+    for port in [443, 444] {
+        let up = || curl(&inside, &ca, &format!("10.9.1.1:{port}"), None, &[]) == 401;
+        until("the balancer passes on, and an address alone is no key", up).await;
+        assert_eq!(ask(&inside, &format!("10.9.1.1:{port}"), &[]), 200, "{port}");
+        assert_eq!(ask(&outside, &format!("10.9.2.1:{port}"), &[]), 403, "{port}: by its own address");
+    }
+    // Without a balancer, by the address that the connection has; nobody is believed who says another.
+    assert_eq!((ask(&inside, "10.9.3.1:8443", &[]), ask(&outside, "10.9.4.1:8443", &[])), (200, 403));
+    assert_eq!(ask(&inside, "10.9.3.1:8443", &["--haproxy-protocol"]), 0, "a header of its own");
+    drop(optional);
+    let _required = serve("required.toml").await;
+    assert_eq!(ask(&inside, "10.9.1.1:443", &[]), 200);
+    assert_eq!((ask(&inside, "10.9.3.1:8443", &[]), ask(&inside, "10.9.3.1:8443", &["--haproxy-protocol"])), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_come_from_an_authority_that_looks_through_the_door() {
+    let (network, folder, authority) = (Network::new(), tempfile::tempdir().unwrap(), Authority::new());
+    authority.sign("acme", "acme.example.test", |_| {});
+    authority.sign("client", "ci.example.test", |_| {});
+    let mut peer = network.command(peers().join("acme/bin/python"));
+    peer.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/acme.py")).arg(authority.path(""));
+    let _authority = Running::until_said(peer.stderr(Stdio::null()), "ready");
+    create(folder.path());
+    let ca = authority.path("ca.pem");
+    // Nobody comes in without a certificate but the authority, which has none.
+    let config = |hosts: &str| {
+        let text = format!(
+            "[listen]\naddress = '127.0.0.1:8443'\nclient_ca = {ca:?}\n\
+             [listen.acme]\nhosts = {hosts}\ncontact = ['mailto:ops@example.test']\n\
+             directory = 'https://acme.example.test:14000/directory'\nextra_ca = {ca:?}\n\
+             [auth]\nrequire = [['mtls']]\n[[auth.mtls]]\nsan = 'ci.example.test'\nrole = 'admin'\n\
+             [egress.hosts]\n'acme.example.test' = '127.0.0.1:14000'\n{MODEL}"
+        );
+        std::fs::write(folder.path().join("serve.toml"), text).unwrap();
+    };
+    let region = format!("[region]\nname = 'eu'\naddress = '127.0.0.1:443'\n[[region.tenant]]\nhost = '{HOST}'\ndata = 'tenants/acme'\n");
+    std::fs::write(folder.path().join("region.toml"), region).unwrap();
+    let serve = || start(&network, folder.path(), "serve", &["serve", "--data", "tenants/acme", "--config", "serve.toml"]);
+    let (certificate, key) = (authority.path("client.pem"), authority.path("client.key"));
+    let client = ["--cert", certificate.to_str().unwrap(), "--key", key.to_str().unwrap()];
+    let ask = |more: &[&str]| curl(&network, &ca, "127.0.0.1:443", None, more);
+    let log = || std::fs::read_to_string(folder.path().join("serve.log")).unwrap();
+
+    // Without the door, the authority does not get here: that is said, and the server serves nobody.
+    config(&format!("['{HOST}']"));
+    let server = serve().await;
+    until("the authority's refusal is said", || log().contains("no new certificate: ")).await;
+    assert!(log().contains(HOST) && log().contains("asked again in 60 s"), "{}", log());
+    assert_eq!(curl(&network, &ca, "127.0.0.1:8443", None, &client), 0, "there is no certificate yet");
+    drop(server);
+
+    let _door = start(&network, folder.path(), "region", &["region", "--config", "region.toml"]).await;
+    let server = serve().await;
+    until("there is a certificate", || ask(&client) == 200).await;
+    assert_eq!(ask(&[]), 0, "others still need one of their own");
+    let kept = folder.path().join("tenants/acme/acme");
+    let first = std::fs::read_to_string(kept.join("certificate.pem")).unwrap();
+    for (file, mode) in [("certificate.pem", 0o600), ("account.json", 0o600), ("", 0o700)] {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(kept.join(file)).unwrap().permissions().mode() & 0o777, mode, "{file}");
+    }
+    // Whoever asks for a proof when none is due is shown nothing.
+    let mut probe = network.command("openssl");
+    probe.args(["s_client", "-connect", "127.0.0.1:443", "-servername", HOST, "-alpn", "acme-tls/1"]);
+    let shown = probe.stdin(Stdio::null()).output().unwrap();
+    assert!(!String::from_utf8_lossy(&shown.stdout).contains("ALPN protocol: acme-tls/1"));
+    drop(server);
+
+    // The next server takes what there is, and gets no other.
+    let server = serve().await;
+    until("the next serves", || ask(&client) == 200).await;
+    assert_eq!(std::fs::read_to_string(kept.join("certificate.pem")).unwrap(), first);
+    drop(server);
+
+    // One of whose time two thirds are over is replaced, by the same account, while it serves.
+    let account = std::fs::read(kept.join("account.json")).unwrap();
+    authority.sign("old", HOST, |params| {
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(1950, 1, 1), rcgen::date_time_ymd(2049, 1, 1));
+    });
+    let old = ["old.pem", "old.key"].map(|file| std::fs::read_to_string(authority.path(file)).unwrap()).concat();
+    std::fs::write(kept.join("certificate.pem"), &old).unwrap();
+    let _server = serve().await;
+    assert_eq!(ask(&client), 200);
+    until("it is replaced", || std::fs::read_to_string(kept.join("certificate.pem")).unwrap() != old).await;
+    assert_eq!(std::fs::read(kept.join("account.json")).unwrap(), account);
+    let serving = || {
+        let mut probe = network.command("openssl");
+        probe.args(["s_client", "-connect", "127.0.0.1:443", "-servername", HOST]).stdin(Stdio::null());
+        String::from_utf8_lossy(&probe.output().unwrap().stdout).into_owned()
+    };
+    let (there, now) = (std::fs::read_to_string(kept.join("certificate.pem")).unwrap(), serving);
+    let leaf = there.split("-----END").next().unwrap().lines().nth(1).unwrap().to_owned();
+    until("the new one is served, without a restart", || now().contains(&leaf)).await;
+}

@@ -1,0 +1,231 @@
+//! Certificates from an authority that speaks ACME (RFC 8555). It asks for a name's
+//! proof on the port that is served anyway (RFC 8737), also through the region's
+//! door; what it gives is written to a file, from which it is read as any other.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cloister_dial::{Dialer, Failure, Https, Reach};
+use http::Request;
+use http_body_util::BodyExt;
+use instant_acme::{
+    Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeType,
+    HttpClient, Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
+};
+use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::{Answers, certificates};
+use crate::ServerError;
+use crate::config::{Acme, Config};
+use crate::files::{make_private_folder, write_private};
+
+/// How an authority says that it wants a proof and nothing else.
+const PROOF: &[u8] = b"acme-tls/1";
+/// How long an authority may take over one step.
+const STEP: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(90));
+/// How long an order may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between attempts after the first, second and further failures. Authorities count
+/// failures: Let's Encrypt takes five an hour.
+const AGAIN: [Duration; 4] =
+    [Duration::from_secs(60), Duration::from_secs(15 * 60), Duration::from_secs(3600), Duration::from_secs(6 * 3600)];
+/// At least between orders that succeed, whatever the certificates say of
+/// themselves; and between looks at the clock, which may be set.
+const REST: Duration = Duration::from_secs(3600);
+
+/// Proofs that are shown now, by host.
+type Proofs = Arc<Mutex<HashMap<String, Arc<ServerConfig>>>>;
+
+/// Gets certificates, and new ones before they end.
+pub(crate) struct Orders {
+    settings: Acme,
+    https: Https,
+    /// Certificate, chain and key.
+    file: PathBuf,
+    /// The account with the authority.
+    account: PathBuf,
+    proofs: Proofs,
+}
+
+/// An account, and whose.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    directory: String,
+    credentials: AccountCredentials,
+}
+
+impl Orders {
+    /// As a configuration has it, which is then told where certificates are.
+    ///
+    /// # Errors
+    /// The folder cannot be made, or the file of authorities not be read.
+    pub(crate) fn of(config: &mut Config, data: &Path) -> Result<Option<Self>, ServerError> {
+        let Some(settings) = config.listen.acme.clone() else { return Ok(None) };
+        let folder = data.join("acme");
+        make_private_folder(&folder).map_err(ServerError::start(format!("make {}", folder.display())))?;
+        let https = Https::new(Dialer::new(config.egress.hosts.clone()), Reach::Any, settings.extra_ca.as_deref());
+        let https = https.map_err(|error| ServerError::Config(format!("listen.acme.extra_ca: {error}")))?;
+        let file = folder.join("certificate.pem");
+        config.listen.tls_cert = Some(file.clone());
+        config.listen.tls_key = Some(file.clone());
+        let account = folder.join("account.json");
+        Ok(Some(Self { settings, https, file, account, proofs: Proofs::default() }))
+    }
+
+    /// What an authority is answered that wants a proof.
+    pub(crate) fn answers(&self) -> Answers {
+        let proofs = self.proofs.clone();
+        Arc::new(move |hello| {
+            let wants_proof = hello.alpn().is_some_and(|mut all| all.next() == Some(PROOF) && all.next().is_none());
+            let host = hello.server_name().filter(|_| wants_proof)?;
+            proofs.lock().unwrap_or_else(PoisonError::into_inner).get(&host.to_ascii_lowercase()).cloned()
+        })
+    }
+
+    /// Does so for as long as it is awaited.
+    pub(crate) async fn keep(self) {
+        let (directory, mut failures) = (&self.settings.directory, 0);
+        loop {
+            let left = self.due();
+            if left > Duration::ZERO {
+                tokio::time::sleep(left.min(REST)).await;
+                continue;
+            }
+            let ordered = tokio::time::timeout(PATIENCE, self.order()).await;
+            self.proofs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            let failed = match ordered {
+                Ok(Ok(())) => {
+                    failures = 0;
+                    tracing::info!(directory, "there is a new certificate");
+                    tokio::time::sleep(REST).await;
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it takes too long".into(),
+            };
+            let again = AGAIN[failures.min(AGAIN.len() - 1)];
+            failures += 1;
+            tracing::error!(directory, "no new certificate: {failed}; asked again in {} s", again.as_secs());
+            tokio::time::sleep(again).await;
+        }
+    }
+
+    /// How long the certificate serves yet: until two thirds of its time are over.
+    /// Not at all if there is none, or it lacks a name.
+    fn due(&self) -> Duration {
+        let Ok(chain) = certificates(&self.file) else { return Duration::ZERO };
+        let Ok((_, leaf)) = X509Certificate::from_der(&chain[0]) else { return Duration::ZERO };
+        let names = leaf.subject_alternative_name().ok().flatten();
+        let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
+        let has = |host: &str| {
+            names.iter().any(|name| matches!(name, GeneralName::DNSName(name) if name.eq_ignore_ascii_case(host)))
+        };
+        if !self.settings.hosts.iter().all(|host| has(host.as_str())) {
+            return Duration::ZERO;
+        }
+        let validity = leaf.validity();
+        let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let renew = from.saturating_add(to.saturating_sub(from) / 3 * 2);
+        Duration::from_secs(u64::try_from(renew).unwrap_or(0)).saturating_sub(now)
+    }
+
+    async fn order(&self) -> Result<(), Failure> {
+        let hosts: Vec<_> = self.settings.hosts.iter().map(|host| Identifier::Dns(host.to_string())).collect();
+        let mut order = self.account().await?.new_order(&NewOrder::new(&hosts)).await?;
+        let mut authorizations = order.authorizations();
+        while let Some(authorization) = authorizations.next().await {
+            let mut authorization = authorization?;
+            if authorization.status == AuthorizationStatus::Valid {
+                continue;
+            }
+            let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
+            let mut challenge = challenge.ok_or("the authority asks for no proof by TLS (tls-alpn-01)")?;
+            let host = challenge.identifier().to_string();
+            let proof = proof(&host, challenge.key_authorization().digest().as_ref())?;
+            self.proofs.lock().unwrap_or_else(PoisonError::into_inner).insert(host, proof);
+            challenge.set_ready().await?;
+        }
+        if order.poll_ready(&STEP).await? != OrderStatus::Ready {
+            return Err(why_not(&mut order).await.into());
+        }
+        let key = order.finalize().await?;
+        let chain = order.poll_certificate(&STEP).await?;
+        write_private(&self.file, format!("{}\n{key}", chain.trim_end()).as_bytes())?;
+        Ok(())
+    }
+
+    /// The account with the authority, which is made if there is none yet.
+    async fn account(&self) -> Result<Account, Failure> {
+        let directory = &self.settings.directory;
+        let builder = Account::builder_with_http(Box::new(Calls(self.https.clone())));
+        if let Ok(text) = std::fs::read(&self.account) {
+            let kept: Kept = serde_json::from_slice(&text)
+                .map_err(|error| format!("{}: {error}; without it, a new account is made", self.account.display()))?;
+            if kept.directory == *directory {
+                return Ok(builder.from_credentials(kept.credentials).await?);
+            }
+        }
+        let contact: Vec<&str> = self.settings.contact.iter().map(String::as_str).collect();
+        let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
+        let (account, credentials) = builder.create(&new, directory.clone(), None).await?;
+        write_private(&self.account, &serde_json::to_vec(&Kept { directory: directory.clone(), credentials })?)?;
+        Ok(account)
+    }
+}
+
+/// What an authority has against an order.
+async fn why_not(order: &mut Order) -> String {
+    let mut said: Vec<String> = order.state().error.iter().map(ToString::to_string).collect();
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        if let Ok(state) = authorization.refresh().await {
+            let host = state.identifier().to_string();
+            let errors = state.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
+            said.extend(errors.map(|error| format!("{host}: {error}")));
+        }
+    }
+    if said.is_empty() { "the authority refuses the order".into() } else { said.join("; ") }
+}
+
+/// A certificate that says nothing but that this server has heard the authority.
+fn proof(host: &str, digest: &[u8]) -> Result<Arc<ServerConfig>, Failure> {
+    let key = KeyPair::generate()?;
+    let mut certificate = CertificateParams::new(vec![host.to_owned()])?;
+    certificate.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
+    let certificate = certificate.self_signed(&key)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
+    config.alpn_protocols = vec![PROOF.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Calls as the rest of the server makes them.
+struct Calls(Https);
+
+impl HttpClient for Calls {
+    fn request(
+        &self,
+        request: Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, instant_acme::Error>> + Send>> {
+        let https = self.0.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let Ok(body) = body.collect().await;
+            let answer = https.exchange(Request::from_parts(parts, body.to_bytes())).await;
+            let (parts, body) = answer.map_err(instant_acme::Error::Other)?.into_parts();
+            Ok(BytesResponse { parts, body: Box::new(body) })
+        })
+    }
+}

@@ -1,0 +1,178 @@
+//! TLS: 1.2 and 1.3, HTTP/1.1 and HTTP/2, certificates from files that may
+//! change at any time.
+
+#[cfg_attr(not(feature = "acme"), path = "no_acme.rs")]
+pub(crate) mod acme;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use cloister_api::{Require, Scheme};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{Acceptor, ClientHello, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+
+use crate::ServerError;
+use crate::config::Listen;
+
+/// HTTP/2, as it is called when a protocol is agreed on (RFC 7301).
+pub(crate) const HTTP2: &[u8] = b"h2";
+/// Between looks at the files.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Who answers some handshakes in a way of its own.
+pub(crate) type Answers = Arc<dyn Fn(&ClientHello<'_>) -> Option<Arc<ServerConfig>> + Send + Sync>;
+
+/// How connections are secured.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    /// At present; none while the first certificate is on its way.
+    config: Arc<RwLock<Option<Arc<ServerConfig>>>>,
+    answers: Option<Answers>,
+}
+
+impl Tls {
+    /// From a configuration's files; none if it has no certificate. Whoever changes
+    /// the files is heard within a second or two: new connections have the new
+    /// ones, those that cannot be used are said and left. With somebody who
+    /// answers, the certificate may be missing yet.
+    pub(crate) fn open(
+        listen: &Listen,
+        require: &Require,
+        answers: Option<Answers>,
+    ) -> Result<Option<Self>, ServerError> {
+        let (Some(certificate), Some(key)) = (listen.tls_cert.clone(), listen.tls_key.clone()) else {
+            return Ok(None);
+        };
+        let files = Files { certificate, key, listen: listen.clone(), require: require.clone() };
+        let mut seen = files.stamps();
+        let first = match &answers {
+            Some(_) if !files.certificate.exists() => None,
+            _ => Some(files.config()?),
+        };
+        let tls = Self { config: Arc::new(RwLock::new(first)), answers };
+        let kept = Arc::downgrade(&tls.config);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                let Some(kept) = kept.upgrade() else { return };
+                let now = files.stamps();
+                if now == seen {
+                    continue;
+                }
+                match files.config() {
+                    Ok(config) => {
+                        *kept.write().unwrap_or_else(PoisonError::into_inner) = Some(config);
+                        tracing::info!("new certificates are in use");
+                        seen = now;
+                    }
+                    // Half of a change, perhaps: the other half is waited for.
+                    Err(error) => tracing::warn!(%error, "the new certificates are not used"),
+                }
+            }
+        });
+        Ok(Some(tls))
+    }
+
+    /// Shakes hands; none with whoever wanted no more than that.
+    pub(crate) async fn accept<S>(&self, socket: S) -> io::Result<Option<TlsStream<S>>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let none = || io::Error::other("there is no certificate yet");
+        let config = || self.config.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(none);
+        let Some(answers) = &self.answers else {
+            return TlsAcceptor::from(config()?).accept(socket).await.map(Some);
+        };
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+        let answer = answers(&hello.client_hello());
+        match answer {
+            Some(config) => {
+                hello.into_stream(config).await?.shutdown().await?;
+                Ok(None)
+            }
+            None => hello.into_stream(config()?).await.map(Some),
+        }
+    }
+}
+
+/// The files that connections are secured with.
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+    listen: Listen,
+    require: Require,
+}
+
+impl Files {
+    /// When each of the files was changed, and how long it is.
+    fn stamps(&self) -> Vec<Option<(SystemTime, u64)>> {
+        let Listen { client_ca, client_crl, .. } = &self.listen;
+        let stamp = |path: &PathBuf| {
+            let about = std::fs::metadata(path).ok()?;
+            Some((about.modified().ok()?, about.len()))
+        };
+        let files = [Some(&self.certificate), Some(&self.key), client_ca.as_ref(), client_crl.as_ref()];
+        files.into_iter().map(|path| path.and_then(stamp)).collect()
+    }
+
+    fn config(&self) -> Result<Arc<ServerConfig>, ServerError> {
+        let chain = certificates(&self.certificate)?;
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| bad(&self.key, &error))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(|error| ServerError::Start(error.to_string()))?;
+        // Where nobody comes in without one, the handshake says so.
+        let optional = !self.require.0.iter().all(|all| all.contains(&Scheme::Mtls));
+        let builder = match client_verifier(&self.listen, optional)? {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+        };
+        let mut config = builder.with_single_cert(chain, key).map_err(|error| bad(&self.certificate, &error))?;
+        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+fn bad(path: &Path, error: &dyn std::fmt::Display) -> ServerError {
+    ServerError::Config(format!("{}: {error}", path.display()))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError> {
+    let found: Vec<_> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| bad(path, &error))?;
+    if found.is_empty() { Err(bad(path, &"no certificate in it")) } else { Ok(found) }
+}
+
+/// What finds out whether a client's certificate is good; none if none is asked
+/// for.
+pub(crate) fn client_verifier(
+    listen: &Listen,
+    optional: bool,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, ServerError> {
+    let Some(path) = &listen.client_ca else { return Ok(None) };
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).map_err(|error| bad(path, &error))?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    if let Some(path) = &listen.client_crl {
+        let lists: Vec<_> = CertificateRevocationListDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|error| bad(path, &error))?;
+        verifier = verifier.with_crls(lists).only_check_end_entity_revocation();
+    }
+    if optional {
+        verifier = verifier.allow_unauthenticated();
+    }
+    verifier.build().map(Some).map_err(|error| bad(path, &error))
+}
