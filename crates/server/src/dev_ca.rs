@@ -60,11 +60,8 @@ pub fn issue(folder: &Path, names: &[String], kind: Kind) -> Result<Issued, Serv
     (params.not_before, params.not_after) = (days(-1)?.to_datetime(), days(DAYS)?.to_datetime());
     let key = KeyPair::generate().map_err(failed)?;
     let signed = params.signed_by(&key, &authority).map_err(failed)?;
-    let issued = Issued {
-        ca,
-        certificate: folder.join(format!("{file}.pem")),
-        key: folder.join(format!("{file}.key")),
-    };
+    let issued =
+        Issued { ca, certificate: folder.join(format!("{file}.pem")), key: folder.join(format!("{file}.key")) };
     write(&issued.key, &key.serialize_pem())?;
     write(&issued.certificate, &signed.pem())?;
     Ok(issued)

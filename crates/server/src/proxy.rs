@@ -242,6 +242,9 @@ mod tests {
             assert!(read.is_none() || rest == b"hello", "not a byte more");
         }
         assert_eq!(read_all(b"PROXY UNKNOWN\r\n"), Ok(Header::default()));
-        assert_eq!((begins(b"PRO"), begins(b"PROXY TCP4 1"), begins(b"POST / HTTP/1")), (None, Some(true), Some(false)));
+        assert_eq!(
+            (begins(b"PRO"), begins(b"PROXY TCP4 1"), begins(b"POST / HTTP/1")),
+            (None, Some(true), Some(false))
+        );
     }
 }

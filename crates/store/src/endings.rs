@@ -55,9 +55,10 @@ impl Endings {
     /// [`Endings::remember`] wants to know.
     pub(crate) fn recall(&self, hash: &[u8], now: f64) -> Result<Known, u64> {
         let works = self.works();
-        let fresh = works.keys.get(hash).filter(|(found, known)| {
-            found.elapsed() < FRESH && known.expires_at.is_none_or(|expires| expires > now)
-        });
+        let fresh = works
+            .keys
+            .get(hash)
+            .filter(|(found, known)| found.elapsed() < FRESH && known.expires_at.is_none_or(|expires| expires > now));
         fresh.map(|(_, known)| known.clone()).ok_or(works.count)
     }
 

@@ -40,6 +40,8 @@ fn curl(network: &Network, ca: &Path, at: &str, key: Option<&str>, more: &[&str]
     command.args(["--resolve", &format!("{HOST}:{port}:{address}")]);
     command.args(key.iter().flat_map(|key| ["-H".to_owned(), format!("authorization: Bearer {key}")]));
     let output = command.arg(format!("https://{HOST}:{port}/v1/me")).output().unwrap();
+    // Shown where the test fails.
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).parse().unwrap()
 }
 
@@ -86,8 +88,9 @@ async fn hosts_are_told_apart_behind_both_balancers_and_without_one() {
     let conf = folder.path().join("nginx.conf");
     let _nginx = run("/usr/sbin/nginx", &["-p", "/", "-c", conf.to_str().unwrap()]);
     let ca = authority.path("ca.pem");
-    let serve = |config: &'static str| {
-        start(&server, folder.path(), "serve", &["serve", "--data", "tenants/acme", "--config", config])
+    let serve = async |config: &str| {
+        let arguments = ["serve", "--data", "tenants/acme", "--config", config];
+        start(&server, folder.path(), "serve", &arguments).await
     };
     let ask = |host: &Network, at: &str, more: &[&str]| curl(host, &ca, at, Some(&key), more);
 
@@ -113,11 +116,24 @@ async fn certificates_come_from_an_authority_that_looks_through_the_door() {
     let (network, folder, authority) = (Network::new(), tempfile::tempdir().unwrap(), Authority::new());
     authority.sign("acme", "acme.example.test", |_| {});
     authority.sign("client", "ci.example.test", |_| {});
+    // What signs for it is made as its own kind expects: by OpenSSL.
+    let issuing = authority.path("issuing");
+    std::fs::create_dir(&issuing).unwrap();
+    let mut request = Command::new("openssl");
+    request.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"]);
+    request.args(["-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=issuing"]).current_dir(&issuing);
+    assert!(request.stderr(Stdio::null()).status().unwrap().success());
+    for file in ["acme.pem", "acme.key"] {
+        std::fs::copy(authority.path(file), issuing.join(file)).unwrap();
+    }
     let mut peer = network.command(peers().join("acme/bin/python"));
-    peer.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/acme.py")).arg(authority.path(""));
+    peer.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/acme.py")).arg(&issuing);
     let _authority = Running::until_said(peer.stderr(Stdio::null()), "ready");
     create(folder.path());
     let ca = authority.path("ca.pem");
+    let roots = [&ca, &issuing.join("ca.pem")].map(|file| std::fs::read_to_string(file).unwrap()).concat();
+    std::fs::write(authority.path("roots.pem"), roots).unwrap();
+    let roots = authority.path("roots.pem");
     // Nobody comes in without a certificate but the authority, which has none.
     let config = |hosts: &str| {
         let text = format!(
@@ -129,21 +145,32 @@ async fn certificates_come_from_an_authority_that_looks_through_the_door() {
         );
         std::fs::write(folder.path().join("serve.toml"), text).unwrap();
     };
-    let region = format!("[region]\nname = 'eu'\naddress = '127.0.0.1:443'\n[[region.tenant]]\nhost = '{HOST}'\ndata = 'tenants/acme'\n");
+    let region = format!(
+        "[region]\nname = 'eu'\naddress = '127.0.0.1:443'\n[[region.tenant]]\nhost = '{HOST}'\ndata = 'tenants/acme'\n"
+    );
     std::fs::write(folder.path().join("region.toml"), region).unwrap();
-    let serve = || start(&network, folder.path(), "serve", &["serve", "--data", "tenants/acme", "--config", "serve.toml"]);
+    let arguments = ["serve", "--data", "tenants/acme", "--config", "serve.toml"];
+    let serve = || start(&network, folder.path(), "serve", &arguments);
     let (certificate, key) = (authority.path("client.pem"), authority.path("client.key"));
     let client = ["--cert", certificate.to_str().unwrap(), "--key", key.to_str().unwrap()];
-    let ask = |more: &[&str]| curl(&network, &ca, "127.0.0.1:443", None, more);
+    let ask = |more: &[&str]| curl(&network, &roots, "127.0.0.1:443", None, more);
     let log = || std::fs::read_to_string(folder.path().join("serve.log")).unwrap();
 
-    // Without the door, the authority does not get here: that is said, and the server serves nobody.
+    // The name leads to somebody else: that is said, and the server serves nobody.
     config(&format!("['{HOST}']"));
+    let mut other = network.command("openssl");
+    other
+        .args(["s_server", "-accept", "127.0.0.1:443", "-alpn", "acme-tls/1", "-cert"])
+        .arg(authority.path("acme.pem"));
+    other.arg("-key").arg(authority.path("acme.key"));
+    // It ends with its input.
+    let other = other.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let other = Running(other.unwrap());
     let server = serve().await;
     until("the authority's refusal is said", || log().contains("no new certificate: ")).await;
     assert!(log().contains(HOST) && log().contains("asked again in 60 s"), "{}", log());
-    assert_eq!(curl(&network, &ca, "127.0.0.1:8443", None, &client), 0, "there is no certificate yet");
-    drop(server);
+    assert_eq!(curl(&network, &roots, "127.0.0.1:8443", None, &client), 0, "there is no certificate yet");
+    drop((server, other));
 
     let _door = start(&network, folder.path(), "region", &["region", "--config", "region.toml"]).await;
     let server = serve().await;

@@ -17,6 +17,7 @@ nonce_check_disable: False
 handler_module: acme2certifier.cahandlers.openssl_ca_handler
 issuing_ca_key: {folder}/ca.key
 issuing_ca_cert: {folder}/ca.pem
+issuing_ca_crl: {folder}/crl.pem
 cert_save_path: {folder}/issued
 cert_validity_days: 30
 [DBhandler]

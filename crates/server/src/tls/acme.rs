@@ -13,12 +13,13 @@ use cloister_dial::{Dialer, Failure, Https, Reach};
 use http::Request;
 use http_body_util::BodyExt;
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeType,
-    HttpClient, Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, Challenge, ChallengeStatus,
+    ChallengeType, HttpClient, Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -29,8 +30,10 @@ use crate::files::{make_private_folder, write_private};
 
 /// How an authority says that it wants a proof and nothing else.
 const PROOF: &[u8] = b"acme-tls/1";
-/// How long an authority may take over one step.
-const STEP: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(90));
+/// How long an authority may take to sign, once it has its proofs.
+const SIGNING: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(90));
+/// Most time between questions whether it has.
+const SLOWEST: Duration = Duration::from_secs(8);
 /// How long an order may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Between attempts after the first, second and further failures. Authorities count
@@ -154,11 +157,9 @@ impl Orders {
             self.proofs.lock().unwrap_or_else(PoisonError::into_inner).insert(host, proof);
             challenge.set_ready().await?;
         }
-        if order.poll_ready(&STEP).await? != OrderStatus::Ready {
-            return Err(why_not(&mut order).await.into());
-        }
+        proven(&mut order).await?;
         let key = order.finalize().await?;
-        let chain = order.poll_certificate(&STEP).await?;
+        let chain = order.poll_certificate(&SIGNING).await?;
         write_private(&self.file, format!("{}\n{key}", chain.trim_end()).as_bytes())?;
         Ok(())
     }
@@ -182,18 +183,36 @@ impl Orders {
     }
 }
 
-/// What an authority has against an order.
-async fn why_not(order: &mut Order) -> String {
-    let mut said: Vec<String> = order.state().error.iter().map(ToString::to_string).collect();
-    let mut authorizations = order.authorizations();
-    while let Some(Ok(mut authorization)) = authorizations.next().await {
-        if let Ok(state) = authorization.refresh().await {
-            let host = state.identifier().to_string();
-            let errors = state.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
-            said.extend(errors.map(|error| format!("{host}: {error}")));
+/// Waits until the authority has its proofs; an error as soon as it says why it does
+/// not take one. Some never say so of the order as a whole.
+async fn proven(order: &mut Order) -> Result<(), Failure> {
+    let mut wait = Duration::from_millis(250);
+    loop {
+        let state = order.refresh().await?;
+        match state.status {
+            OrderStatus::Ready | OrderStatus::Valid => return Ok(()),
+            OrderStatus::Invalid if state.error.is_none() => return Err("the authority refuses the order".into()),
+            _ => {}
         }
+        let mut against: Vec<String> = state.error.iter().map(ToString::to_string).collect();
+        let mut authorizations = order.authorizations();
+        while let Some(authorization) = authorizations.next().await {
+            let mut authorization = authorization?;
+            let state = authorization.refresh().await?;
+            let failed = |challenge: &&Challenge| challenge.status == ChallengeStatus::Invalid;
+            let failed = state.challenges.iter().find(failed);
+            if failed.is_some() || state.status == AuthorizationStatus::Invalid {
+                let why = failed.and_then(|challenge| challenge.error.as_ref()).map(ToString::to_string);
+                let why = why.unwrap_or_else(|| "the authority takes no proof that it leads here".into());
+                against.push(format!("{}: {why}", state.identifier()));
+            }
+        }
+        if !against.is_empty() {
+            return Err(against.join("; ").into());
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(SLOWEST);
     }
-    if said.is_empty() { "the authority refuses the order".into() } else { said.join("; ") }
 }
 
 /// A certificate that says nothing but that this server has heard the authority.
@@ -203,10 +222,13 @@ fn proof(host: &str, digest: &[u8]) -> Result<Arc<ServerConfig>, Failure> {
     certificate.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
     let certificate = certificate.self_signed(&key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let signing = provider.key_provider.load_private_key(PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
+    // Not read by rustls, which knows nothing of what only the authority must.
+    let shown = CertifiedKey::new(vec![certificate.der().clone()], signing);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = vec![PROOF.to_vec()];
     Ok(Arc::new(config))
 }
