@@ -2,6 +2,7 @@
 //! in version 2 over which of a cloud's private endpoints.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -67,29 +68,20 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Header
 fn parse_line(line: &[u8]) -> Result<Header, NoHeader> {
     let text = std::str::from_utf8(line).map_err(|_| NoHeader)?.trim_end_matches("\r\n");
     let words: Vec<&str> = text.split(' ').collect();
-    let source: IpAddr = match words.as_slice() {
+    let source = match words.as_slice() {
         ["PROXY", "UNKNOWN", ..] => return Ok(Header::default()),
-        ["PROXY", "TCP4", source, to, from_port, to_port] => {
-            let (source, _) = (address::<Ipv4Addr>(source)?, address::<Ipv4Addr>(to)?);
-            (port(from_port)?, port(to_port)?);
-            source.into()
-        }
-        ["PROXY", "TCP6", source, to, from_port, to_port] => {
-            let (source, _) = (address::<Ipv6Addr>(source)?, address::<Ipv6Addr>(to)?);
-            (port(from_port)?, port(to_port)?);
-            source.to_canonical()
-        }
+        ["PROXY", "TCP4", all @ ..] => ends::<Ipv4Addr>(all)?,
+        ["PROXY", "TCP6", all @ ..] => ends::<Ipv6Addr>(all)?,
         _ => return Err(NoHeader),
     };
-    Ok(Header { source: Some(source), endpoint: None })
+    Ok(Header { source: Some(source.to_canonical()), endpoint: None })
 }
 
-fn address<A: std::str::FromStr>(text: &str) -> Result<A, NoHeader> {
-    text.parse().map_err(|_| NoHeader)
-}
-
-fn port(text: &str) -> Result<u16, NoHeader> {
-    text.parse().map_err(|_| NoHeader)
+/// The client's address, of two addresses and two ports.
+fn ends<A: FromStr + Into<IpAddr>>(words: &[&str]) -> Result<IpAddr, NoHeader> {
+    let &[source, to, from_port, to_port] = words else { return Err(NoHeader) };
+    let whole = to.parse::<A>().is_ok() && from_port.parse::<u16>().is_ok() && to_port.parse::<u16>().is_ok();
+    source.parse::<A>().ok().filter(|_| whole).map(Into::into).ok_or(NoHeader)
 }
 
 fn parse(command: u8, family: u8, rest: &[u8]) -> Result<Header, NoHeader> {

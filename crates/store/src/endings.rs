@@ -75,3 +75,53 @@ impl Endings {
         works.keys.insert(hash.to_vec(), (Instant::now(), known.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cloister_types::access::{NewKey, Role};
+
+    use crate::{Maker, Store};
+
+    #[tokio::test]
+    async fn a_key_that_was_known_a_moment_ago_ends_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tenant.db");
+        let (store, other) = (Store::open(&path, "acme").unwrap(), Store::open(&path, "acme").unwrap());
+        let make = async |expires_in| {
+            let (id, key) = Store::fresh_key("acme").unwrap();
+            let what = NewKey { expires_in, ..NewKey::new("c", Role::Viewer) };
+            store.add_key(&id, &key, what, Maker::default(), 100.0).await.unwrap().unwrap();
+            assert!(store.known(&key, 100.0).await.unwrap().is_some());
+            (id, key)
+        };
+        let works = async |key, now| store.known(key, now).await.unwrap().is_some();
+        // Ended here: at once, also if whoever wanted it does not wait.
+        let (id, key) = make(None).await;
+        store.revoke_key(&id, 101.0).await.unwrap();
+        assert!(!works(&key, 101.0).await);
+        let (id, key) = make(None).await;
+        let endings = store.endings();
+        tokio::select! {
+            biased;
+            _ = store.revoke_key(&id, 101.0) => panic!("it is not durable at once"),
+            () = std::future::ready(()) => {}
+        }
+        make(None).await;
+        assert!(!works(&key, 101.0).await && endings.has_changed().unwrap());
+        // By itself.
+        let (_, key) = make(Some(5)).await;
+        assert!(works(&key, 104.9).await && !works(&key, 105.0).await);
+        // Replaced: the one before is counted from then on, and then ends.
+        let (id, key) = make(None).await;
+        let new = Store::fresh_key("acme").unwrap().1;
+        store.rotate_key(&id, &new, 10.0, 101.0).await.unwrap().unwrap();
+        assert!(works(&key, 102.0).await && works(&key, 103.0).await && works(&new, 103.0).await);
+        assert_eq!(store.key(&id, 104.0).await.unwrap().unwrap().late_uses, 2);
+        assert!(!works(&key, 111.0).await);
+        // By another process: within half a second.
+        let (id, key) = make(None).await;
+        other.revoke_key(&id, 101.0).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(550)).await;
+        assert!(!works(&key, 101.0).await);
+    }
+}

@@ -73,14 +73,14 @@ impl Running {
     /// # Panics
     /// It ends without having printed it.
     pub fn until_said(command: &mut Command, line: &str) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("a program");
-        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut started = Self(command.stdout(Stdio::piped()).spawn().expect("a program"));
+        let mut output = BufReader::new(started.0.stdout.take().expect("a pipe"));
         let mut said = String::new();
         while output.read_line(&mut said).is_ok_and(|count| count > 0) {
             if said.lines().last() == Some(line) {
                 // Whatever else it says is not kept, and does not block it.
                 std::thread::spawn(move || std::io::copy(&mut output.by_ref(), &mut std::io::sink()));
-                return Self(child);
+                return started;
             }
         }
         panic!("it has ended, and said {said:?}");
