@@ -5,14 +5,18 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use crate::ServerError;
 use crate::files::{make_private_folder, write_private};
 
+const AUTHORITY: &str = "Cloister development authority";
 /// Days for which the authority stands, and for which what it has signed does;
 /// clients may refuse longer ones than that.
 const AUTHORITY_DAYS: i64 = 3650;
@@ -45,7 +49,11 @@ pub struct Issued {
 /// A name that is none, or a file that cannot be read or written.
 pub fn issue(folder: &Path, names: &[String], kind: Kind) -> Result<Issued, ServerError> {
     let first = names.first().ok_or_else(|| ServerError::Config("a certificate is for one name at least".into()))?;
-    let file = file_name(first).ok_or_else(|| ServerError::Config(format!("no file can be called after {first:?}")))?;
+    let mut file =
+        file_name(first).ok_or_else(|| ServerError::Config(format!("no file can be called after {first:?}")))?;
+    if kind == Kind::Client {
+        file.push_str("-client");
+    }
     make_private_folder(folder).map_err(ServerError::start(format!("make {}", folder.display())))?;
     let (ca, authority) = authority(folder)?;
     let mut params = CertificateParams::default();
@@ -71,13 +79,20 @@ pub fn issue(folder: &Path, names: &[String], kind: Kind) -> Result<Issued, Serv
 fn authority(folder: &Path) -> Result<(PathBuf, Issuer<'static, KeyPair>), ServerError> {
     let (certificate, key) = (folder.join("ca.pem"), folder.join("ca.key"));
     let mut params = CertificateParams::default();
-    params.distinguished_name = called("Cloister development authority");
+    params.distinguished_name = called(AUTHORITY);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     if certificate.exists() {
         let text = std::fs::read_to_string(&key).map_err(ServerError::start(format!("read {}", key.display())))?;
+        let pair = KeyPair::from_pem(&text).map_err(failed)?;
+        if !is_ours(&certificate, &pair) {
+            let shown = certificate.display();
+            return Err(ServerError::Config(format!(
+                "{shown} is no authority of `cloister dev-ca`: choose another --dir"
+            )));
+        }
         // Of its certificate, what it signs repeats the name and the key's.
-        return Ok((certificate, Issuer::new(params, KeyPair::from_pem(&text).map_err(failed)?)));
+        return Ok((certificate, Issuer::new(params, pair)));
     }
     (params.not_before, params.not_after) = (days(-1)?.to_datetime(), days(AUTHORITY_DAYS)?.to_datetime());
     let pair = KeyPair::generate().map_err(failed)?;
@@ -85,6 +100,14 @@ fn authority(folder: &Path) -> Result<(PathBuf, Issuer<'static, KeyPair>), Serve
     // Last: where it is, there is the key.
     write(&certificate, &params.self_signed(&pair).map_err(failed)?.pem())?;
     Ok((certificate, Issuer::new(params, pair)))
+}
+
+/// Has the authority of these files been made here?
+fn is_ours(certificate: &Path, key: &KeyPair) -> bool {
+    let Ok(der) = CertificateDer::from_pem_file(certificate) else { return false };
+    let Ok((_, parsed)) = X509Certificate::from_der(&der) else { return false };
+    let called = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    called == Some(AUTHORITY) && parsed.public_key().raw == key.subject_public_key_info()
 }
 
 fn alternative(name: &str, kind: Kind) -> Result<SanType, ServerError> {

@@ -63,8 +63,9 @@ impl Gate {
     }
 
     /// Must the first bytes be looked at?
-    pub(crate) fn looks(&self) -> bool {
-        self.listen.proxy_protocol == ProxyProtocol::Optional
+    pub(crate) fn looks(&self, peer: Option<IpAddr>) -> bool {
+        let trusted = peer.is_some_and(|peer| is_in(&self.listen.trusted_proxies, peer));
+        trusted && self.listen.proxy_protocol == ProxyProtocol::Optional
     }
 
     /// Whose a certificate is, that the handshake has found to be good.

@@ -56,7 +56,7 @@ enum Greeted {
 impl Front {
     async fn greet(&self, mut socket: Socket, peer: Option<IpAddr>) -> Option<(Greeted, Origin)> {
         let begins = match &socket {
-            Either::Left(socket) => self.gate.looks() && begins_with_header(socket).await,
+            Either::Left(socket) => self.gate.looks(peer) && begins_with_header(socket).await,
             Either::Right(_) => false,
         };
         let mut origin = self.gate.greet(&mut socket, peer, begins).await.ok()?;

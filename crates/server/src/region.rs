@@ -24,6 +24,8 @@ use crate::tenant::stop_signal;
 /// How long a handshake's first message may take, and its most bytes.
 const PATIENCE: Duration = Duration::from_secs(10);
 const HELLO: usize = 16 << 10;
+/// How long a client is heard whose tenant has closed.
+const LINGER: Duration = Duration::from_secs(10);
 /// Most bytes that are passed on at once.
 const PIECE: usize = 16 << 10;
 /// Connections at once.
@@ -131,18 +133,34 @@ async fn pass(
     let mut inside = UnixStream::connect(door(data)).await?;
     inside.write_all(&[proxy::header(peer, to), bytes].concat()).await?;
     let ((from_client, to_client), (from_tenant, to_tenant)) = (socket.split(), inside.split());
-    tokio::try_join!(pass_on(from_client, to_tenant), pass_on(from_tenant, to_client))?;
-    Ok(())
+    let (asked, answered) = (pass_on(from_client, to_tenant), pass_on(from_tenant, to_client));
+    tokio::pin!(asked, answered);
+    tokio::select! {
+        // The tenant has said all that it will. The client may have to hear that.
+        done = &mut answered => {
+            let _ = tokio::time::timeout(LINGER, asked).await;
+            done
+        }
+        // The client has, or it is not heard any more: what the tenant has said already
+        // goes out. The tenant's own patience ends this.
+        _ = &mut asked => answered.await,
+    }
 }
 
-/// One way of a connection, to its end.
+/// One way of a connection, to its end, which is passed on as well.
 async fn pass_on(mut from: impl Readable, mut to: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+    let done = copy(&mut from, &mut to).await;
+    let closed = to.shutdown().await;
+    done.and(closed)
+}
+
+async fn copy(from: &mut impl Readable, to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
     loop {
         from.readable().await?;
         // Ten thousand idle connections have none.
         let mut piece = Vec::with_capacity(PIECE);
         match from.try_read(&mut piece) {
-            Ok(0) => return to.shutdown().await,
+            Ok(0) => return Ok(()),
             Ok(_) => to.write_all(&piece).await?,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),

@@ -21,6 +21,13 @@ pub(crate) struct Endings {
     works: Mutex<Works>,
 }
 
+/// When something was asked: after how many endings, and at which moment.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    count: u64,
+    at: Instant,
+}
+
 #[derive(Default)]
 struct Works {
     /// Endings so far.
@@ -51,28 +58,28 @@ impl Endings {
         self.told.send_replace(());
     }
 
-    /// What a key stands for, if that was found a moment ago; otherwise what
-    /// [`Endings::remember`] wants to know.
-    pub(crate) fn recall(&self, hash: &[u8], now: f64) -> Result<Known, u64> {
+    /// What a key stands for, if that was found a moment ago; otherwise when it was
+    /// not, for [`Endings::remember`].
+    pub(crate) fn recall(&self, hash: &[u8], now: f64) -> Result<Known, Asked> {
         let works = self.works();
         let fresh = works
             .keys
             .get(hash)
             .filter(|(found, known)| found.elapsed() < FRESH && known.expires_at.is_none_or(|expires| expires > now));
-        fresh.map(|(_, known)| known.clone()).ok_or(works.count)
+        fresh.map(|(_, known)| known.clone()).ok_or(Asked { count: works.count, at: Instant::now() })
     }
 
-    /// A key was found to work, in a query that began when there were so many
-    /// endings. If there were more since, it may be one of them.
-    pub(crate) fn remember(&self, hash: &[u8], known: &Known, count: u64) {
+    /// A key was found to work, in a query that began after it was asked. If there
+    /// were more endings since, it may be one of them.
+    pub(crate) fn remember(&self, hash: &[u8], known: &Known, asked: Asked) {
         let mut works = self.works();
-        if works.count != count {
+        if works.count != asked.count {
             return;
         }
         if works.keys.len() >= MOST {
             works.keys.clear();
         }
-        works.keys.insert(hash.to_vec(), (Instant::now(), known.clone()));
+        works.keys.insert(hash.to_vec(), (asked.at, known.clone()));
     }
 }
 
@@ -80,7 +87,28 @@ impl Endings {
 mod tests {
     use cloister_types::access::{NewKey, Role};
 
+    use super::*;
     use crate::{Maker, Store};
+
+    #[tokio::test]
+    async fn what_was_found_before_an_ending_is_not_kept_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("tenant.db"), "acme").unwrap();
+        let (id, key) = Store::fresh_key("acme").unwrap();
+        store.add_key(&id, &key, NewKey::new("c", Role::Viewer), Maker::default(), 100.0).await.unwrap();
+        let known = store.known(&key, 100.0).await.unwrap().unwrap();
+        let endings = Endings::new();
+        let before = endings.recall(b"h", 100.0).err().unwrap();
+        endings.note();
+        endings.remember(b"h", &known, before);
+        let after = endings.recall(b"h", 100.0).err().expect("an ending came between");
+        endings.remember(b"h", &known, after);
+        assert!(endings.recall(b"h", 100.0).is_ok());
+        // Half a second is counted from the question, not from its answer.
+        let late = Asked { at: after.at.checked_sub(FRESH).unwrap(), ..after };
+        endings.remember(b"h", &known, late);
+        assert!(endings.recall(b"h", 100.0).is_err());
+    }
 
     #[tokio::test]
     async fn a_key_that_was_known_a_moment_ago_ends_all_the_same() {
@@ -121,6 +149,7 @@ mod tests {
         // By another process: within half a second.
         let (id, key) = make(None).await;
         other.revoke_key(&id, 101.0).await.unwrap();
+        assert!(works(&key, 101.0).await, "nobody has asked since");
         tokio::time::sleep(std::time::Duration::from_millis(550)).await;
         assert!(!works(&key, 101.0).await);
     }

@@ -217,9 +217,9 @@ impl Store {
     /// The store's.
     pub async fn known(&self, key: &ApiKey, now: f64) -> Result<Option<Known>> {
         let hash = self.inner.pepper.hash(key);
-        let endings = match self.inner.endings.recall(&hash, now) {
+        let asked = match self.inner.endings.recall(&hash, now) {
             Ok(known) => return Ok(Some(known)),
-            Err(endings) => endings,
+            Err(asked) => asked,
         };
         let proof = Proof(hash.clone());
         let found = self.read(move |db| look_up(db, &proof, now)).await?;
@@ -233,7 +233,7 @@ impl Store {
                 })
                 .await?;
             }
-            Some(known) => self.inner.endings.remember(&hash, known, endings),
+            Some(known) => self.inner.endings.remember(&hash, known, asked),
             None => {}
         }
         Ok(found)
@@ -255,13 +255,15 @@ impl Store {
     }
 
     /// Makes a change after which something may have ended that callers have shown.
-    /// They hear of it although whoever wanted it has gone away.
+    /// They hear of it although whoever wanted it has gone away. Is it essential: may it
+    /// be made when the disk is full?
     pub(crate) async fn write_ending<T: Send + 'static>(
         &self,
+        essential: bool,
         change: impl FnMut(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let endings = self.inner.endings.clone();
-        self.inner.writer.run(true, change, move |_| endings.note()).await
+        self.inner.writer.run(essential, change, move |_| endings.note()).await
     }
 
     /// All keys, oldest first.
@@ -302,7 +304,7 @@ impl Store {
             tokio::time::sleep(Duration::try_from_secs_f64(grace).unwrap_or_default()).await;
             endings.note();
         });
-        self.write_ending(move |db| {
+        self.write_ending(false, move |db| {
             let works = db.execute(
                 "UPDATE key SET rotated_at = ?2, late = 0
                  WHERE id = ?1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?2)",
@@ -332,7 +334,7 @@ impl Store {
     /// The store's.
     pub async fn revoke_key(&self, id: &str, now: f64) -> Result<bool> {
         let id = id.to_owned();
-        self.write_ending(move |db| {
+        self.write_ending(true, move |db| {
             db.execute("DELETE FROM key_hash WHERE key = ?1", [&id])?;
             let ended =
                 db.execute("UPDATE key SET revoked_at = coalesce(revoked_at, ?2) WHERE id = ?1", params![id, now])?;

@@ -103,7 +103,7 @@ impl Store {
     /// The store's.
     pub async fn end_sign_in(&self, id: &str, now: f64) -> Result<bool> {
         let id = id.to_owned();
-        self.write_ending(move |db| {
+        self.write_ending(true, move |db| {
             let ended = db.execute(
                 "UPDATE sign_in SET ended_at = ?2 WHERE id = ?1 AND ended_at IS NULL AND expires_at > ?2",
                 params![id, now],

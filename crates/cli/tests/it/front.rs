@@ -79,15 +79,21 @@ async fn only_networks_that_may_call_are_heard() {
     assert_eq!(call(&stack, &inside, "/v1/egress", key).await, 200);
 }
 
+/// A header of version 1.
+const LINE: &[u8] = b"PROXY TCP4 192.0.2.7 198.51.100.1 1 443\r\n";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_is_believed_from_those_who_may_send_one() {
     let required = |proxies: &str| format!("[listen]\nproxy_protocol = 'required'\ntrusted_proxies = ['{proxies}']\n");
     let stack = serve(&required("127.0.0.0/8")).await;
     assert_eq!(call(&stack, b"", "/health", None).await, 0, "without a header nobody answers");
-    assert_eq!(call(&stack, b"PROXY TCP4 192.0.2.7 198.51.100.1 1 443\r\n", "/health", None).await, 0);
+    assert_eq!(call(&stack, LINE, "/health", None).await, 200);
+    assert_eq!(call(&stack, b"PROXY TCP4 192.0.2.7 1 443\r\n", "/health", None).await, 0);
     assert_eq!(call(&stack, &proxied("192.0.2.7", &[]), "/health", None).await, 200);
     let stack = serve(&required("192.0.2.0/24")).await;
-    assert_eq!(call(&stack, &proxied("192.0.2.7", &[]), "/health", None).await, 0, "a header that anybody could send");
+    for header in [LINE, &proxied("192.0.2.7", &[])] {
+        assert_eq!(call(&stack, header, "/health", None).await, 0, "a header that anybody could send");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,6 +116,7 @@ async fn over_a_private_link_only_its_own_endpoints_are_heard() {
     ] {
         assert_eq!(call(&stack, &proxied("192.0.2.7", &tlvs), "/health", None).await, status, "{tlvs:?}");
     }
+    assert_eq!(call(&stack, LINE, "/health", None).await, 0, "version 1 names no endpoint");
 }
 
 /// An authority, and what it signs, in files.
@@ -286,8 +293,6 @@ for wait in (float(pause), 0):
 async fn a_certificate_that_ends_is_worth_nothing_on_a_connection_that_goes_on() {
     let (servers, clients) = (Authority::new(), Authority::new());
     servers.sign("server", "tenant.example.test", |_| {});
-    let ends = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap() + Duration::from_secs(4);
-    clients.sign("ci", "ci.example.test", |params| params.not_after = rcgen::date_time_ymd(1970, 1, 1) + ends);
     let stack = serve(&format!(
         "[listen]\ntls_cert = {:?}\ntls_key = {:?}\nclient_ca = {:?}\n[auth]\nrequire = [['mtls']]\n\
          [[auth.mtls]]\nsan = 'ci.example.test'\nrole = 'viewer'\n",
@@ -296,9 +301,11 @@ async fn a_certificate_that_ends_is_worth_nothing_on_a_connection_that_goes_on()
         clients.path("ca.pem"),
     ))
     .await;
+    let ends = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap() + Duration::from_secs(8);
+    clients.sign("ci", "ci.example.test", |params| params.not_after = rcgen::date_time_ymd(1970, 1, 1) + ends);
     let mut twice = Command::new("python3");
     twice.args(["-c", TWICE]).arg(servers.path("ca.pem")).arg(clients.path("ci.pem")).arg(clients.path("ci.key"));
-    let output = twice.arg(stack.url.rsplit(':').next().unwrap()).arg("5").output().unwrap();
+    let output = twice.arg(stack.url.rsplit(':').next().unwrap()).arg("9").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "200\n401\n", "{}", String::from_utf8_lossy(&output.stderr));
 }
 

@@ -200,9 +200,12 @@ async fn certificates_come_from_an_authority_that_looks_through_the_door() {
     authority.sign("old", HOST, |params| {
         (params.not_before, params.not_after) = (rcgen::date_time_ymd(1950, 1, 1), rcgen::date_time_ymd(2049, 1, 1));
     });
+    let mark = first.lines().next().unwrap();
+    assert!(mark.starts_with("# https://acme.example.test"));
     let old = ["old.pem", "old.key"].map(|file| std::fs::read_to_string(authority.path(file)).unwrap()).concat();
+    let old = format!("{mark}\n{old}");
     std::fs::write(kept.join("certificate.pem"), &old).unwrap();
-    let _server = serve().await;
+    let server = serve().await;
     assert_eq!(ask(&client), 200);
     until("it is replaced", || std::fs::read_to_string(kept.join("certificate.pem")).unwrap() != old).await;
     assert_eq!(std::fs::read(kept.join("account.json")).unwrap(), account);
@@ -212,6 +215,12 @@ async fn certificates_come_from_an_authority_that_looks_through_the_door() {
         String::from_utf8_lossy(&probe.output().unwrap().stdout).into_owned()
     };
     let (there, now) = (std::fs::read_to_string(kept.join("certificate.pem")).unwrap(), serving);
-    let leaf = there.split("-----END").next().unwrap().lines().nth(1).unwrap().to_owned();
+    let leaf = there.split("BEGIN CERTIFICATE-----").nth(1).unwrap().lines().nth(1).unwrap().to_owned();
     until("the new one is served, without a restart", || now().contains(&leaf)).await;
+    drop(server);
+
+    // What cannot be used is no reason not to start, but to get another.
+    std::fs::write(kept.join("certificate.pem"), format!("{mark}\nnonsense")).unwrap();
+    let _server = serve().await;
+    until("there is a certificate again", || ask(&client) == 200).await;
 }

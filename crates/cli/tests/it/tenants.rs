@@ -256,3 +256,43 @@ async fn a_region_is_for_good() {
     assert_eq!((listed[0]["tenant"].as_str(), listed[0]["region"].as_str()), (Some("acme"), Some("eu")));
     assert!(Path::new(listed[0]["data"].as_str().unwrap()).is_absolute());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_door_lets_go_of_clients_whose_tenant_has_closed() {
+    use std::io::Read;
+    let (house, authority) = (House::new().await, Authority::new());
+    house.create("acme", "eu");
+    let (config, data) = (house.config("acme", &authority, ""), house.data("acme"));
+    let arguments = ["serve", "--data", data.to_str().unwrap(), "--config", config.to_str().unwrap()];
+    let (tenant, _) = house.start("acme.json", &arguments).await;
+    let region = "[region]\nname = 'eu'\naddress = '127.0.0.1:0'\n\
+                  [[region.tenant]]\nhost = 'acme.example.test'\ndata = 'tenants/acme'\n";
+    std::fs::write(house.root.path().join("region.toml"), region).unwrap();
+    let (door, said) = house.start("region.json", &["region", "--config", "region.toml"]).await;
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", door.0.id())).unwrap().count();
+    let before = open();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let config = std::sync::Arc::new(config);
+    // They say whom they want, and then nothing; nor do they close.
+    let silent = (0..20).map(|_| {
+        let mut socket = std::net::TcpStream::connect(said["address"].as_str().unwrap()).unwrap();
+        let name = "acme.example.test".try_into().unwrap();
+        rustls::ClientConnection::new(config.clone(), name).unwrap().write_tls(&mut socket).unwrap();
+        socket.read_exact(&mut [0; 5]).unwrap();
+        socket
+    });
+    let silent = silent.collect::<Vec<_>>();
+    assert!(open() >= before + 40, "both sides of each");
+    drop(tenant);
+    let began = std::time::Instant::now();
+    while open() > before {
+        assert!(began.elapsed() < Duration::from_secs(40), "{} of {before} are open", open());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    drop(silent);
+}

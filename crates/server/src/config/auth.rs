@@ -228,7 +228,7 @@ impl Oidc {
         if (self.client_id.is_some() || self.cli_client_id.is_some()) && self.public_url.is_none() {
             return Err("auth.oidc needs public_url for sign-in: where people are sent back to".into());
         }
-        if self.client_id.is_some() && listen.tls_cert.is_none() {
+        if self.client_id.is_some() && !listen.is_secure() {
             return Err("sign-in with a browser needs TLS: set listen.tls_cert and listen.tls_key".into());
         }
         if self.public_url.as_ref().is_some_and(|url| !is_origin(url) || !url.starts_with("https://")) {

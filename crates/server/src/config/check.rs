@@ -151,4 +151,22 @@ mod tests {
         let text = toml::to_string(&Config::default()).unwrap();
         assert_eq!(parse(&text), Ok(Config::default()));
     }
+
+    #[test]
+    fn certificates_that_the_server_gets_are_as_good_as_files() {
+        let base = "[[model]]\nname = 'm'\nwire = 'openai-chat'\nbase_url = 'https://api.example.com/v1'\n\
+                    [auth.oidc]\nissuer = 'https://id.example.com'\naudience = 'cloister'\nclient_id = 'c'\n\
+                    public_url = 'https://acme.example.com'\n[auth.oidc.roles]\nstaff = 'developer'\n[listen]\n";
+        let acme = "[listen.acme]\nhosts = ['acme.example.com']\ndirectory = 'https://ca.example.com/directory'\n";
+        let check = |more: &str| toml::from_str::<Config>(&format!("{base}{more}")).unwrap().check();
+        assert_eq!(check(&format!("client_ca = 'ca.pem'\n{acme}")), Ok(()));
+        for (more, why) in [
+            ("", "sign-in with a browser needs TLS"),
+            (&*format!("tls_cert = 'a.pem'\ntls_key = 'a.key'\n{acme}"), "leave listen.tls_cert"),
+            (&acme.replace("https://ca", "http://ca"), "is no https:// URL"),
+            (&acme.replace("'acme.example.com'", ""), "names no host"),
+        ] {
+            assert!(check(more).unwrap_err().contains(why), "{more}");
+        }
+    }
 }

@@ -157,6 +157,11 @@ impl Listen {
         [tls_cert, tls_key, client_ca, client_crl].into_iter().flatten().chain(extra_ca)
     }
 
+    /// Is there TLS?
+    pub(super) fn is_secure(&self) -> bool {
+        self.tls_cert.is_some() || self.acme.is_some()
+    }
+
     /// Says what is wrong first.
     pub(super) fn check(&self, auth: &Auth) -> Result<(), String> {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
@@ -165,7 +170,7 @@ impl Listen {
         if let Some(acme) = &self.acme {
             acme.check(self)?;
         }
-        if self.tls_cert.is_none() && self.acme.is_none() && (self.client_ca.is_some() || self.client_crl.is_some()) {
+        if !self.is_secure() && (self.client_ca.is_some() || self.client_crl.is_some()) {
             return Err("client certificates need TLS: set listen.tls_cert and listen.tls_key".into());
         }
         if self.client_crl.is_some() && self.client_ca.is_none() {

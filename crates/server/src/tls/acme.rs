@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cloister_dial::{Dialer, Failure, Https, Reach};
-use http::Request;
+use cloister_types::Host;
+use http::uri::Scheme;
+use http::{HeaderValue, Request, header};
 use http_body_util::BodyExt;
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, Challenge, ChallengeStatus,
@@ -18,12 +20,14 @@ use instant_acme::{
 };
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::ServerConfig;
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{Answers, certificates};
+use super::Answers;
 use crate::ServerError;
 use crate::config::{Acme, Config};
 use crate::files::{make_private_folder, write_private};
@@ -40,9 +44,12 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// failures: Let's Encrypt takes five an hour.
 const AGAIN: [Duration; 4] =
     [Duration::from_secs(60), Duration::from_secs(15 * 60), Duration::from_secs(3600), Duration::from_secs(6 * 3600)];
-/// At least between orders that succeed, whatever the certificates say of
-/// themselves; and between looks at the clock, which may be set.
-const REST: Duration = Duration::from_secs(3600);
+/// After so many failures in a row, the next server waits as well.
+const FREE: usize = 3;
+/// At least between orders that succeed, whatever the certificates say of themselves.
+const REST: Duration = Duration::from_secs(600);
+/// Between looks at the clock, which may be set.
+const LOOK: Duration = Duration::from_secs(3600);
 
 /// Proofs that are shown now, by host.
 type Proofs = Arc<Mutex<HashMap<String, Arc<ServerConfig>>>>;
@@ -55,6 +62,8 @@ pub(crate) struct Orders {
     file: PathBuf,
     /// The account with the authority.
     account: PathBuf,
+    /// For whom it has failed, and how often in a row.
+    failed: PathBuf,
     proofs: Proofs,
 }
 
@@ -79,8 +88,8 @@ impl Orders {
         let file = folder.join("certificate.pem");
         config.listen.tls_cert = Some(file.clone());
         config.listen.tls_key = Some(file.clone());
-        let account = folder.join("account.json");
-        Ok(Some(Self { settings, https, file, account, proofs: Proofs::default() }))
+        let (account, failed) = (folder.join("account.json"), folder.join("failed"));
+        Ok(Some(Self { settings, https, file, account, failed, proofs: Proofs::default() }))
     }
 
     /// What an authority is answered that wants a proof.
@@ -95,55 +104,109 @@ impl Orders {
 
     /// Does so for as long as it is awaited.
     pub(crate) async fn keep(self) {
-        let (directory, mut failures) = (&self.settings.directory, 0);
+        let this = Arc::new(self);
+        let directory = &this.settings.directory;
+        let (mut failures, since) = this.failures();
+        if failures >= FREE {
+            tokio::time::sleep(AGAIN[failures.min(AGAIN.len()) - 1].saturating_sub(since)).await;
+        }
         loop {
-            let left = self.due();
+            let left = this.due();
             if left > Duration::ZERO {
-                tokio::time::sleep(left.min(REST)).await;
+                tokio::time::sleep(left.min(LOOK)).await;
                 continue;
             }
-            let ordered = tokio::time::timeout(PATIENCE, self.order()).await;
-            self.proofs.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            let failed = match ordered {
-                Ok(Ok(())) => {
+            // A task of its own: whatever an authority says, the next order comes. It
+            // ends with this one.
+            let (mut attempt, own) = (JoinSet::new(), this.clone());
+            attempt.spawn(async move { tokio::time::timeout(PATIENCE, own.order()).await });
+            let ordered = attempt.join_next().await;
+            this.proofs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            let why = match ordered {
+                Some(Ok(Ok(Ok(())))) => {
                     failures = 0;
+                    let _ = std::fs::remove_file(&this.failed);
                     tracing::info!(directory, "there is a new certificate");
                     tokio::time::sleep(REST).await;
                     continue;
                 }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "it takes too long".into(),
+                Some(Ok(Ok(Err(error)))) => error.to_string(),
+                Some(Ok(Err(_))) => "it takes too long".into(),
+                Some(Err(_)) | None => "what it says cannot be worked with".into(),
             };
             let again = AGAIN[failures.min(AGAIN.len() - 1)];
             failures += 1;
-            tracing::error!(directory, "no new certificate: {failed}; asked again in {} s", again.as_secs());
+            let _ = write_private(&this.failed, format!("{failures} {}", this.whom()).as_bytes());
+            tracing::error!(directory, "no new certificate: {why}; asked again in {} s", again.as_secs());
             tokio::time::sleep(again).await;
         }
     }
 
+    /// Who is asked, and for what.
+    fn whom(&self) -> String {
+        let hosts: Vec<&str> = self.settings.hosts.iter().map(Host::as_str).collect();
+        format!("{} {}", self.settings.directory, hosts.join(" "))
+    }
+
+    /// Failures in a row with these settings, and how long ago the last one was.
+    fn failures(&self) -> (usize, Duration) {
+        let text = std::fs::read_to_string(&self.failed).unwrap_or_default();
+        let count = text.split_once(' ').filter(|(_, whom)| *whom == self.whom());
+        let count = count.and_then(|(count, _)| count.parse().ok()).unwrap_or(0);
+        let at = std::fs::metadata(&self.failed).and_then(|about| about.modified()).ok();
+        (count, at.and_then(|at| at.elapsed().ok()).unwrap_or_default())
+    }
+
+    /// What the file begins with: whose the certificate is.
+    fn mark(&self) -> String {
+        format!("# {}\n", self.settings.directory)
+    }
+
     /// How long the certificate serves yet: until two thirds of its time are over.
-    /// Not at all if there is none, or it lacks a name.
+    /// Not at all if there is none of this authority's that can be used.
     fn due(&self) -> Duration {
-        let Ok(chain) = certificates(&self.file) else { return Duration::ZERO };
-        let Ok((_, leaf)) = X509Certificate::from_der(&chain[0]) else { return Duration::ZERO };
-        let names = leaf.subject_alternative_name().ok().flatten();
-        let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
-        let has = |host: &str| {
-            names.iter().any(|name| matches!(name, GeneralName::DNSName(name) if name.eq_ignore_ascii_case(host)))
-        };
-        if !self.settings.hosts.iter().all(|host| has(host.as_str())) {
-            return Duration::ZERO;
-        }
-        let validity = leaf.validity();
-        let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let times = if text.starts_with(&self.mark()) { self.usable(&text).ok() } else { None };
+        let Some((from, to)) = times else { return Duration::ZERO };
         let renew = from.saturating_add(to.saturating_sub(from) / 3 * 2);
-        Duration::from_secs(u64::try_from(renew).unwrap_or(0)).saturating_sub(now)
+        Duration::from_secs(u64::try_from(renew).unwrap_or(0)).saturating_sub(unix_now())
+    }
+
+    /// From when to when a certificate serves, in Unix seconds, that stands in a text
+    /// with its key; an error if it does not serve here.
+    fn usable(&self, text: &str) -> Result<(i64, i64), Failure> {
+        let chain = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(text.as_bytes())?;
+        let first = chain.first().ok_or("there is no certificate in it")?.clone();
+        // Says whether they belong together.
+        CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider())?;
+        let (_, leaf) = X509Certificate::from_der(&first)?;
+        let names = leaf.subject_alternative_name()?;
+        let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
+        let has = |host: &Host| {
+            let is_it = |name: &GeneralName<'_>| matches!(name, GeneralName::DNSName(name) if name.eq_ignore_ascii_case(host.as_str()));
+            names.iter().any(is_it)
+        };
+        if let Some(missing) = self.settings.hosts.iter().find(|host| !has(host)) {
+            return Err(format!("the certificate is not for {missing}").into());
+        }
+        let (from, to) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+        if u64::try_from(to).unwrap_or(0) <= unix_now().as_secs() {
+            return Err("the certificate has ended".into());
+        }
+        Ok((from, to))
     }
 
     async fn order(&self) -> Result<(), Failure> {
         let hosts: Vec<_> = self.settings.hosts.iter().map(|host| Identifier::Dns(host.to_string())).collect();
-        let mut order = self.account().await?.new_order(&NewOrder::new(&hosts)).await?;
+        let ordered = self.account().await?.new_order(&NewOrder::new(&hosts)).await;
+        if let Err(instant_acme::Error::Api(problem)) = &ordered
+            && problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:accountDoesNotExist")
+        {
+            // The next attempt makes another.
+            std::fs::remove_file(&self.account)?;
+        }
+        let mut order = ordered?;
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
@@ -152,7 +215,7 @@ impl Orders {
             }
             let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
             let mut challenge = challenge.ok_or("the authority asks for no proof by TLS (tls-alpn-01)")?;
-            let host = challenge.identifier().to_string();
+            let host = challenge.identifier().to_string().to_ascii_lowercase();
             let proof = proof(&host, challenge.key_authorization().digest().as_ref())?;
             self.proofs.lock().unwrap_or_else(PoisonError::into_inner).insert(host, proof);
             challenge.set_ready().await?;
@@ -160,7 +223,10 @@ impl Orders {
         proven(&mut order).await?;
         let key = order.finalize().await?;
         let chain = order.poll_certificate(&SIGNING).await?;
-        write_private(&self.file, format!("{}\n{key}", chain.trim_end()).as_bytes())?;
+        // Our key is the first that is found, whatever came with the chain.
+        let text = format!("{}{key}\n{chain}", self.mark());
+        self.usable(&text).map_err(|error| format!("what the authority has given is not used: {error}"))?;
+        write_private(&self.file, text.as_bytes())?;
         Ok(())
     }
 
@@ -189,16 +255,15 @@ async fn proven(order: &mut Order) -> Result<(), Failure> {
     let mut wait = Duration::from_millis(250);
     loop {
         let state = order.refresh().await?;
-        match state.status {
-            OrderStatus::Ready | OrderStatus::Valid => return Ok(()),
-            OrderStatus::Invalid if state.error.is_none() => return Err("the authority refuses the order".into()),
-            _ => {}
+        if matches!(state.status, OrderStatus::Ready | OrderStatus::Valid) {
+            return Ok(());
         }
+        let is_refused = state.status == OrderStatus::Invalid;
         let mut against: Vec<String> = state.error.iter().map(ToString::to_string).collect();
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
-            let mut authorization = authorization?;
-            let state = authorization.refresh().await?;
+            // Fetched anew: the order was.
+            let state = authorization?;
             let failed = |challenge: &&Challenge| challenge.status == ChallengeStatus::Invalid;
             let failed = state.challenges.iter().find(failed);
             if failed.is_some() || state.status == AuthorizationStatus::Invalid {
@@ -206,6 +271,9 @@ async fn proven(order: &mut Order) -> Result<(), Failure> {
                 let why = why.unwrap_or_else(|| "the authority takes no proof that it leads here".into());
                 against.push(format!("{}: {why}", state.identifier()));
             }
+        }
+        if is_refused && against.is_empty() {
+            against.push("the authority refuses the order".into());
         }
         if !against.is_empty() {
             return Err(against.join("; ").into());
@@ -244,10 +312,24 @@ impl HttpClient for Calls {
         let https = self.0.clone();
         Box::pin(async move {
             let (parts, body) = request.into_parts();
+            if parts.uri.scheme() != Some(&Scheme::HTTPS) {
+                return Err("the authority names a place that is no https:// URL".into());
+            }
             let Ok(body) = body.collect().await;
             let answer = https.exchange(Request::from_parts(parts, body.to_bytes())).await;
-            let (parts, body) = answer.map_err(instant_acme::Error::Other)?.into_parts();
+            let (mut parts, body) = answer.map_err(instant_acme::Error::Other)?.into_parts();
+            // Times that no clock has are not added to one.
+            let far =
+                |value: &HeaderValue| value.to_str().is_ok_and(|text| text.trim().len() > 9 && !text.contains(':'));
+            if parts.headers.get(header::RETRY_AFTER).is_some_and(far) {
+                parts.headers.remove(header::RETRY_AFTER);
+            }
             Ok(BytesResponse { parts, body: Box::new(body) })
         })
     }
+}
+
+/// Since 1970.
+fn unix_now() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

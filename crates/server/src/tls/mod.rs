@@ -53,9 +53,15 @@ impl Tls {
         };
         let files = Files { certificate, key, listen: listen.clone(), require: require.clone() };
         let mut seen = files.stamps();
-        let first = match &answers {
-            Some(_) if !files.certificate.exists() => None,
-            _ => Some(files.config()?),
+        let first = match files.config() {
+            Ok(config) => Some(config),
+            Err(error) if answers.is_none() => return Err(error),
+            Err(error) => {
+                // Whoever answers gets another certificate, but no other authorities of clients.
+                client_verifier(listen, true)?;
+                tracing::warn!(%error, "there is no certificate yet");
+                None
+            }
         };
         let tls = Self { config: Arc::new(RwLock::new(first)), answers };
         let kept = Arc::downgrade(&tls.config);
