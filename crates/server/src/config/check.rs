@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn certificates_that_the_server_gets_are_as_good_as_files() {
         let base = "[[model]]\nname = 'm'\nwire = 'openai-chat'\nbase_url = 'https://api.example.com/v1'\n\
-                    [auth.oidc]\nissuer = 'https://id.example.com'\naudience = 'cloister'\nclient_id = 'c'\n\
+                    [auth]\nrequire = [['bearer'], ['sso']]\n[auth.oidc]\nissuer = 'https://id.example.com'\naudience = 'cloister'\nclient_id = 'c'\n\
                     public_url = 'https://acme.example.com'\n[auth.oidc.roles]\nstaff = 'developer'\n[listen]\n";
         let acme = "[listen.acme]\nhosts = ['acme.example.com']\ndirectory = 'https://ca.example.com/directory'\n";
         let check = |more: &str| toml::from_str::<Config>(&format!("{base}{more}")).unwrap().check();
