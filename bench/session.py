@@ -35,10 +35,9 @@ def slab():
     return sum(int(re.search(name + r":\s+(\d+)", text).group(1)) for name in ("Slab", "KernelStack", "PageTables", "Percpu"))
 
 
-# What a session does that wants everything: processes, memory, processors, the
-# disk, output, descriptors, connections.
-NOISE = """
-python3 - <<'X' &
+# What a session does that wants everything, by what it wants.
+NOISES = {
+    "processes and memory": """python3 - <<'X' &
 import os
 while True:
     try:
@@ -48,15 +47,17 @@ while True:
     except OSError:
         pass
 X
-(while :; do head -c 100000000 /dev/zero > .sessions/$(ls .sessions)/big; done) &
-(while :; do python3 -c 'x = bytearray(3 << 30)'; done) > /dev/null 2>&1 &
-(while :; do ls -R /usr > /dev/null; done) &
-sleep 300
-"""
+""",
+    "more memory than there is": "(while :; do python3 -c 'x = bytearray(3 << 30)'; done) > /dev/null 2>&1 &\n",
+    "folders and output": "(while :; do ls -R /usr; done) > /dev/null &\n",
+    "the disk": "(while :; do head -c 100000000 /dev/zero > .sessions/$(ls .sessions)/big; done) &\n",
+}
+# A busy loop outside, behind everybody: what the machine itself does to a neighbour.
+OUTSIDE = ["nice", "-n", "19", "sh", "-c", "while :; do :; done"]
 
 
-def neighbours():
-    """p50 and p99 of a quiet session's steps, alone and beside a noisy one."""
+def neighbours(noise, outside=None):
+    """p50 and p99 of a quiet session's steps, alone and beside a noisy one, or beside a program outside."""
     server = Server("[sandbox]\nmemory_bytes = 500000000\nprocesses = 200\ncpus = 1.0\n")
     quiet = server.call("POST", "/v1/sessions", {})["id"]
     lines = [{"tool": "bash", "input": {"command": "date +%s.%N"}} for _ in range(20)]
@@ -74,10 +75,14 @@ def neighbours():
     steps(2)
     alone = steps(20)
     noisy = server.call("POST", "/v1/sessions", {})["id"]
-    noise = server.turn(noisy, [{"tool": "bash", "input": {"command": NOISE, "timeout": 300}}])
-    next(noise)
+    work = server.turn(noisy, [{"tool": "bash", "input": {"command": noise + "sleep 300\n", "timeout": 300}}])
+    next(work)
+    beside_it = subprocess.Popen(outside) if outside else None
     time.sleep(3)
     beside = steps(20)
+    if beside_it:
+        beside_it.kill()
+        beside_it.wait()
     server.call("DELETE", f"/v1/sessions/{noisy}")
     server.stop()
     return alone, beside
@@ -137,7 +142,6 @@ def main():
         ready.append(again.ready_after)
         again.stop()
 
-    alone, beside = neighbours()
     print("\n| ms | p50 | p99 |\n|---|---|---|")
     row("create a session (scope of two paths, sandbox started), over HTTP", create)
     a = row("create a session to first event", first)
@@ -150,14 +154,19 @@ def main():
     row("bash -c date, plain, for comparison", spawned)
     row("tool's end to its event at the client", lag)
     print(f"\n* create to first event is {a / b:.1f} times one bwrap, {a / c:.1f} times a plain process" if with_bwrap else "")
-    print(f"* a quiet session's step, p50/p99: alone {alone[0]:.1f}/{alone[1]:.1f} ms, beside one at its limits {beside[0]:.1f}/{beside[1]:.1f} ms: p99 {beside[1] / alone[1]:.1f}x (goal 2)")
     print(f"* server ready after {statistics.median(ready) * 1000:.0f} ms (median of 5)")
     print(f"* idle server, all roles: {idle / 1024:.1f} MiB (proportional set size)")
     print(f"* a live idle session: {user_each:.0f} KiB of processes, {kernel_each:.0f} KiB of kernel memory; asleep: no process")
 
 
-if len(sys.argv) > 2:
-    alone, beside = neighbours()
-    print(alone, beside, beside[1] / alone[1])
-else:
+def beside_noise():
+    print("\n| a quiet session's step, ms | alone p50 | p99 | beside p50 | p99 | p50, times | p99, times |\n|---|---|---|---|---|---|---|")
+    rows = [(what, noise, None) for what, noise in NOISES.items()]
+    for what, noise, outside in [("a busy loop outside, nice 19", "", OUTSIDE), *rows, ("all of these", "".join(NOISES.values()), None)]:
+        alone, beside = neighbours(noise, outside)
+        print(f"| {what} | {alone[0]:.1f} | {alone[1]:.1f} | {beside[0]:.1f} | {beside[1]:.1f} | {beside[0] / alone[0]:.1f} | {beside[1] / alone[1]:.1f} |", flush=True)
+
+
+if os.environ.get("ONLY") != "neighbours":
     main()
+beside_noise()
