@@ -12,8 +12,8 @@ use crate::{docs, kernel, leftovers, peers, tidy};
 /// `unicode-data` is the real data set of a test; probes are Python; `procps`
 /// finds processes; `faketime` sets clocks; `busybox-static` makes an image;
 /// `strace` injects faults; `chromium` is whom people sign in with; `haproxy` and
-/// `nginx` stand before tenants, `iproute2` connects hosts; `testssl.sh` judges TLS; the others make and mount disks.
-const PACKAGES: [&str; 23] = [
+/// `nginx` stand before tenants, `iproute2` connects hosts; `testssl.sh` judges TLS, `systemd` units; the others make and mount disks.
+const PACKAGES: [&str; 24] = [
     "btrfs-progs",
     "busybox-static",
     "chromium",
@@ -35,6 +35,7 @@ const PACKAGES: [&str; 23] = [
     "python3-requests",
     "python3-venv",
     "strace",
+    "systemd",
     "testssl.sh",
     "unicode-data",
 ];

@@ -33,7 +33,10 @@ pub(crate) async fn network(State(api): State<Arc<Api>>, request: Request, next:
             let address = origin.address;
             api.failures.note(&api, address, "address_not_allowed").await;
             drain(request.into_body()).await;
-            ApiError::new(ErrorCode::Forbidden, "this address may not call").into_response()
+            let mut response = ApiError::new(ErrorCode::Forbidden, "this address may not call").into_response();
+            // What others could have is not kept.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response
         }
         _ => next.run(request).await,
     }

@@ -68,6 +68,11 @@ impl Gate {
         trusted && self.listen.proxy_protocol == ProxyProtocol::Optional
     }
 
+    /// Do several clients come from that address, as far as is known?
+    pub(crate) fn speaks_for_many(&self, address: IpAddr) -> bool {
+        address.is_loopback() || is_in(&self.listen.trusted_proxies, address)
+    }
+
     /// Whose a certificate is, that the handshake has found to be good.
     pub(crate) fn certified(&self, certificates: Option<&[CertificateDer<'_>]>) -> Option<Certified> {
         self.rule_for(certificates).map(|(certified, _)| certified)

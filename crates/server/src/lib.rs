@@ -15,6 +15,7 @@ mod provision;
 mod proxy;
 mod region;
 mod serve;
+mod shares;
 mod stamp;
 mod tenant;
 mod tls;

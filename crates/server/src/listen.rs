@@ -23,6 +23,7 @@ use tokio_util::either::Either;
 
 use crate::gate::Gate;
 use crate::proxy;
+use crate::shares::{Share, Shares};
 use crate::tls::{self, Tls};
 
 /// How long a handshake may take.
@@ -54,17 +55,26 @@ enum Greeted {
 }
 
 impl Front {
-    async fn greet(&self, mut socket: Socket, peer: Option<IpAddr>) -> Option<(Greeted, Origin)> {
+    async fn greet(
+        &self,
+        shares: &Arc<Shares>,
+        mut socket: Socket,
+        peer: Option<IpAddr>,
+    ) -> Option<(Greeted, Origin, Option<Share>)> {
         let begins = match &socket {
             Either::Left(socket) => self.gate.looks(peer) && begins_with_header(socket).await,
             Either::Right(_) => false,
         };
         let mut origin = self.gate.greet(&mut socket, peer, begins).await.ok()?;
-        let Some(tls) = &self.tls else { return Some((Greeted::Plain(Box::new(socket)), origin)) };
+        let share = match origin.address.filter(|address| !self.gate.speaks_for_many(*address)) {
+            Some(address) => Some(shares.take(address)?),
+            None => None,
+        };
+        let Some(tls) = &self.tls else { return Some((Greeted::Plain(Box::new(socket)), origin, share)) };
         // Plain text and old versions end here, without an answer.
         let stream = tls.accept(socket).await.ok()??;
         origin.certified = self.gate.certified(stream.get_ref().1.peer_certificates());
-        Some((Greeted::Secure(Box::new(stream)), origin))
+        Some((Greeted::Secure(Box::new(stream)), origin, share))
     }
 }
 
@@ -114,7 +124,8 @@ pub(crate) async fn serve<T>(
     let protocols = Protocols::new();
     let graceful = GracefulShutdown::new();
     let front = Arc::new(front);
-    let slots = Arc::new(Semaphore::new(most_connections()));
+    let most = most_connections();
+    let (slots, shares) = (Arc::new(Semaphore::new(most)), Shares::new(most / 2));
     tokio::pin!(stop);
     let stopped = loop {
         let accepted = tokio::select! {
@@ -137,12 +148,12 @@ pub(crate) async fn serve<T>(
         // Beyond that, files could not be opened for those who are here.
         let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
         let (protocols, router, watcher) = (protocols.clone(), router.clone(), graceful.watcher());
-        let front = front.clone();
+        let (front, shares) = (front.clone(), shares.clone());
         tokio::spawn(async move {
             let _slot = slot;
             // Whoever takes too long, or is nobody, is not answered.
-            let greeted = tokio::time::timeout(PATIENCE, front.greet(socket, peer)).await;
-            let Ok(Some((stream, origin))) = greeted else { return };
+            let greeted = tokio::time::timeout(PATIENCE, front.greet(&shares, socket, peer)).await;
+            let Ok(Some((stream, origin, _share))) = greeted else { return };
             let router = Known { router, origin };
             match stream {
                 Greeted::Plain(stream) => protocols.http1(router, watcher, *stream).await,

@@ -15,7 +15,7 @@ mod wait;
 
 pub use issuer::{Issuer, unix_now};
 pub use kms::TRANSIT_TOKEN;
-pub use network::{Network, Running};
+pub use network::{Ended, Network, Running};
 pub use processes::{Processes, Sandbox, children, descendants, is_gone, is_meter};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use cloister_testkit::{Network, Running, executable, peers, until};
+use cloister_testkit::{Ended, Network, Running, executable, peers, until};
 
 use crate::front::Authority;
 
@@ -109,6 +109,49 @@ async fn hosts_are_told_apart_behind_both_balancers_and_without_one() {
     let _required = serve("required.toml").await;
     assert_eq!(ask(&inside, "10.9.1.1:443", &[]), 200);
     assert_eq!((ask(&inside, "10.9.3.1:8443", &[]), ask(&inside, "10.9.3.1:8443", &["--haproxy-protocol"])), (0, 0));
+}
+
+/// Opens connections, and keeps them until its input ends.
+const FLOOD: &str = "
+import socket, sys
+kept = []
+for _ in range(int(sys.argv[3])):
+    try:
+        kept.append(socket.create_connection((sys.argv[1], int(sys.argv[2])), 5))
+    except OSError:
+        pass
+print('open', flush=True)
+sys.stdin.read()
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_opens_ever_more_connections_leaves_some_to_others() {
+    let (server, greedy, other) = (Network::new(), Network::new(), Network::new());
+    server.join("10.9.0.1/24", &greedy, "10.9.0.2/24");
+    server.join("10.9.1.1/24", &other, "10.9.1.2/24");
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.sign("server", HOST, |_| {});
+    let key = create(folder.path());
+    let files = ["server.pem", "server.key"].map(|file| authority.path(file));
+    let config =
+        format!("[listen]\naddress = '0.0.0.0:8443'\ntls_cert = {:?}\ntls_key = {:?}\n{MODEL}", files[0], files[1]);
+    std::fs::write(folder.path().join("serve.toml"), config).unwrap();
+    let ready = folder.path().join("ready.json");
+    let mut serve = server.command("sh");
+    serve.args(["-c", "ulimit -n 400 && exec \"$0\" \"$@\""]).arg(executable());
+    serve.args(["serve", "--data", "tenants/acme", "--config", "serve.toml", "--ready-file", "ready.json"]);
+    serve.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _server = Running(serve.spawn().unwrap());
+    until("it is ready", || ready.exists()).await;
+    let ca = authority.path("ca.pem");
+    let ask = |from: &Network, at: &str| curl(from, &ca, at, Some(&key), &[]);
+    assert_eq!((ask(&greedy, "10.9.0.1:8443"), ask(&other, "10.9.1.1:8443")), (200, 200));
+    let mut flood = greedy.command("python3");
+    flood.args(["-c", FLOOD, "10.9.0.1", "8443", "350"]).stdin(Stdio::piped());
+    let flood = Running::until_said(&mut flood, "open");
+    assert_eq!((ask(&greedy, "10.9.0.1:8443"), ask(&other, "10.9.1.1:8443")), (0, 200));
+    drop(flood);
+    until("it is heard again", || ask(&greedy, "10.9.0.1:8443") == 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,4 +266,79 @@ async fn certificates_come_from_an_authority_that_looks_through_the_door() {
     std::fs::write(kept.join("certificate.pem"), format!("{mark}\nnonsense")).unwrap();
     let _server = serve().await;
     until("there is a certificate again", || ask(&client) == 200).await;
+}
+
+/// A site: answers everybody over TLS, and says so.
+const SITE: &str = "
+import http.server, ssl, sys
+class Site(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print('asked', file=open(sys.argv[3], 'a'), flush=True)
+        self.send_response(200)
+        self.send_header('content-length', '6')
+        self.end_headers()
+        self.wfile.write(b'public')
+    def log_message(self, *_):
+        pass
+server = http.server.ThreadingHTTPServer(('0.0.0.0', 443), Site)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1], sys.argv[2])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print('ready', flush=True)
+server.serve_forever()
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_session_reaches_public_hosts_and_no_others() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let names = [
+        ("site", "198.41.0.10"),
+        ("inside", "10.9.0.2"),
+        ("metadata", "169.254.169.254"),
+        ("own", "198.41.0.1"),
+        ("loopback", "127.0.0.1"),
+        ("mixed", "198.41.0.10"),
+        ("mixed", "10.9.0.2"),
+    ];
+    let hosts = names.map(|(name, address)| format!("{address} {name}.public.test\n")).concat();
+    std::fs::write(folder.path().join("hosts"), format!("127.0.0.1 localhost\n{hosts}")).unwrap();
+    let (server, public) = (Network::with_hosts(&folder.path().join("hosts")), Network::new());
+    // The same host has a public address and a private one; the site answers at both.
+    server.join("198.41.0.1/24", &public, "198.41.0.10/24");
+    server.join("10.9.0.1/24", &public, "10.9.0.2/24");
+    server.join("169.254.169.253/24", &public, "169.254.169.254/24");
+    authority.sign("site", "*.public.test", |_| {});
+    let asked = folder.path().join("asked");
+    let site = |network: &Network| {
+        let mut site = network.command("python3");
+        site.args(["-c", SITE]).arg(authority.path("site.pem")).arg(authority.path("site.key")).arg(&asked);
+        Running::until_said(&mut site, "ready")
+    };
+    let (_public, _own) = (site(&public), site(&server));
+    let config = folder.path().join("dev.toml");
+    std::fs::write(&config, format!("[egress]\nextra_ca = {:?}\n", authority.path("ca.pem"))).unwrap();
+    let (data, ready) = (folder.path().join("data"), folder.path().join("ready.json"));
+    let mut dev = server.command(executable());
+    dev.args(["dev", "--listen", "127.0.0.1:0", "--config"]).arg(&config).arg("--data").arg(&data);
+    let dev = dev.arg("--ready-file").arg(&ready).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let _dev = Ended(dev);
+    until("it is ready", || ready.exists()).await;
+    let work = "for name in site inside metadata own loopback mixed; do \
+                curl -s -m 10 -o /dev/null -w \"$name=%{http_code} \" https://$name.public.test/; done";
+    let script = serde_json::json!({"tool": "bash", "input": {"command": work}}).to_string();
+    let ask = |how: &[&str]| {
+        let mut run = server.command(executable());
+        run.args(["run", &format!("```script\n{script}\n```")]).args(how).arg("--data").arg(&data);
+        let output = run.output().unwrap();
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
+    };
+    let said = ask(&["--open"]);
+    let refused = ["inside=200", "metadata=200", "own=200", "loopback=200", "mixed=200"];
+    assert!(said.contains("site=200") && said.contains("mixed="), "{said}");
+    assert!(refused.iter().all(|one| !said.contains(one)), "{said}");
+    assert_eq!(std::fs::read_to_string(&asked).unwrap(), "asked\n", "one request has arrived, in all");
+    // Without a word about it, nothing is reached.
+    let said = ask(&[]);
+    assert!(said.contains("mixed=") && !said.contains("=200"), "{said}");
+    assert_eq!(std::fs::read_to_string(&asked).unwrap(), "asked\n");
 }

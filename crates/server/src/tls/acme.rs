@@ -78,11 +78,10 @@ impl Orders {
     /// As a configuration has it, which is then told where certificates are.
     ///
     /// # Errors
-    /// The folder cannot be made, or the file of authorities not be read.
+    /// The file of authorities cannot be read.
     pub(crate) fn of(config: &mut Config, data: &Path) -> Result<Option<Self>, ServerError> {
         let Some(settings) = config.listen.acme.clone() else { return Ok(None) };
         let folder = data.join("acme");
-        make_private_folder(&folder).map_err(ServerError::start(format!("make {}", folder.display())))?;
         let https = Https::new(Dialer::new(config.egress.hosts.clone()), Reach::Any, settings.extra_ca.as_deref());
         let https = https.map_err(|error| ServerError::Config(format!("listen.acme.extra_ca: {error}")))?;
         let file = folder.join("certificate.pem");
@@ -198,6 +197,7 @@ impl Orders {
     }
 
     async fn order(&self) -> Result<(), Failure> {
+        make_private_folder(self.file.parent().unwrap_or(Path::new(".")))?;
         let hosts: Vec<_> = self.settings.hosts.iter().map(|host| Identifier::Dns(host.to_string())).collect();
         let ordered = self.account().await?.new_order(&NewOrder::new(&hosts)).await;
         if let Err(instant_acme::Error::Api(problem)) = &ordered
