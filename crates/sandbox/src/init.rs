@@ -30,8 +30,6 @@ pub(crate) enum ToInit {
     Quell {
         /// All.
         all: bool,
-        /// How often they are watched, until one is seen to write.
-        watches: u32,
     },
 }
 
@@ -62,8 +60,9 @@ const LOADER: &CStr = c"/opt/sandbox/lib/loader";
 const LIBRARIES: &CStr = c"/opt/sandbox/lib";
 /// How long tools are watched for writing at a time.
 const WATCH: Duration = Duration::from_millis(50);
-/// Most times that they are watched in a row: that is two seconds.
-const MOST_WATCHES: u32 = 40;
+/// How often in a row, until one is seen: on a busy machine whoever fills the
+/// workspace may not get to run in the first.
+const WATCHES: u32 = 5;
 
 /// The whole environment of agent and tools: fixed, nothing inherited.
 /// Pagers, prompts and progress bars only confuse a program.
@@ -134,7 +133,7 @@ pub(crate) fn serve(control: OwnedFd, children: OwnedFd, awaiting: Vec<Awaiting>
             match protocol::receive::<ToInit>(&control) {
                 Ok(Some((ToInit::RunAgent { serial }, fds))) => run(&mut agents, (serial, fds)),
                 Ok(Some((ToInit::Sweep, _))) => sweep(&control, &mut agents),
-                Ok(Some((ToInit::Quell { all, watches }, _))) => end_tools(&control, &agents, all, watches),
+                Ok(Some((ToInit::Quell { all }, _))) => end_tools(&control, &agents, all),
                 _ => std::process::exit(0),
             }
         }
@@ -160,11 +159,11 @@ fn sweep(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>) {
 
 /// Ends the tools that write while they are watched, with what started them; or
 /// all. The rest goes on.
-fn end_tools(control: &OwnedFd, agents: &[(Pid, u64)], all: bool, watches: u32) {
+fn end_tools(control: &OwnedFd, agents: &[(Pid, u64)], all: bool) {
     let spared = |pid: Pid| pid.is_init() || agents.iter().any(|(agent, _)| *agent == pid);
     let before = written();
     let writes = |(pid, bytes): (&Pid, &u64)| !spared(*pid) && *bytes > before.get(pid).copied().unwrap_or(0);
-    for _ in 0..watches.min(MOST_WATCHES) {
+    for _ in 0..WATCHES {
         std::thread::sleep(WATCH);
         if written().iter().any(writes) {
             break;
@@ -267,6 +266,6 @@ pub(crate) fn sweep_all(control: impl AsFd) -> std::io::Result<()> {
 }
 
 /// Asks init to end the tools that write, or all. Called in the supervisor.
-pub(crate) fn quell(control: impl AsFd, all: bool, watches: u32) -> std::io::Result<()> {
-    protocol::send(control, &ToInit::Quell { all, watches }, &[])
+pub(crate) fn quell(control: impl AsFd, all: bool) -> std::io::Result<()> {
+    protocol::send(control, &ToInit::Quell { all }, &[])
 }

@@ -21,7 +21,7 @@ const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// How long a supervisor that was told of a full workspace has to say whether
 /// it saw somebody write; one that is held up has not seen that nobody did.
-const ANSWER: Duration = Duration::from_secs(4);
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// From the spawner: here is one more who writes. The socket comes along.
 #[derive(Debug, Serialize, Deserialize)]

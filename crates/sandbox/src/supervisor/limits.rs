@@ -14,12 +14,7 @@ const PATIENCE: u32 = 8;
 
 /// How often the workspace may grow on without anybody being seen to write,
 /// before all tools are ended.
-const LAST_STAGE: u32 = 4;
-
-/// How often tools are watched at each stage, a twentieth of a second at a time: on a
-/// busy machine whoever fills the workspace may not get to run in the first, and those
-/// who do not are not to be ended for it.
-const WATCHES: [u32; 5] = [5, 5, 10, 20, 5];
+const LAST_STAGE: u32 = 3;
 
 impl Supervisor {
     /// Says whether there is work, if that has changed.
@@ -42,8 +37,7 @@ impl Supervisor {
                 };
                 // Room can be taken without writing, and so can names.
                 let all = stage >= LAST_STAGE;
-                let watches = WATCHES[(stage as usize).min(WATCHES.len() - 1)];
-                if init::quell(&self.control, all, watches).is_ok() {
+                if init::quell(&self.control, all).is_ok() {
                     work.quelling = Some(why);
                 }
             }
