@@ -193,7 +193,8 @@ fn end_tools(control: &OwnedFd, agents: &[(Pid, u64)], all: bool) {
 }
 
 /// What each process has written to disks, with the children that it has
-/// collected, in bytes; the most there is for one that does not say.
+/// collected, in bytes; the most there is for one that does not say. Those that
+/// have ended say nothing: their parent will, once it collects them.
 fn written() -> HashMap<Pid, u64> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
@@ -201,7 +202,16 @@ fn written() -> HashMap<Pid, u64> {
         let account = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).ok()?;
         account.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
     };
-    pids.map(|pid| (pid, bytes(pid).unwrap_or(u64::MAX))).collect()
+    let of = |pid: Pid| match bytes(pid) {
+        None if has_ended(pid) => None,
+        bytes => Some((pid, bytes.unwrap_or(u64::MAX))),
+    };
+    pids.filter_map(of).collect()
+}
+
+fn has_ended(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])))
 }
 
 fn parent(pid: Pid) -> Option<Pid> {

@@ -108,9 +108,10 @@ async fn who_goes_on_filling_it_has_his_turn_ended_by_name() {
 async fn who_only_waits_is_not_held_to_account_for_who_fills_it() {
     let stack = stack(As::Root, "[workspace]\nbytes = 20000000\n").await;
     let (filler, quiet) = (stack.session().await, stack.session().await);
-    // One that wrote once, long ago, and waits.
-    let wait = "head -c 3000000 /dev/zero > once; sync once; touch began; sleep 6; echo whole";
-    let waiting = stack.client.message(&quiet, &cloister_testkit::script(&[bash(wait)]), None).await.unwrap();
+    // One that wrote once, long ago, and waits; its children end all the time, and nobody collects them.
+    let children = "import os, time\nfor _ in range(150):\n    os.fork() or os._exit(0)\n    time.sleep(0.04)\n";
+    let wait = format!("head -c 3000000 /dev/zero > once; sync once; touch began; python3 -c '{children}'; echo whole");
+    let waiting = stack.client.message(&quiet, &cloister_testkit::script(&[bash(&wait)]), None).await.unwrap();
     until("it waits", || stack.workspace().join("began").exists()).await;
     let fill = "while :; do head -c 1000000 /dev/zero >> big; sleep 0.01; done";
     let turn = stack.play(&filler, &vec![bash(fill); 12]).await;
