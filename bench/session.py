@@ -49,9 +49,10 @@ while True:
 X
 """,
     "more memory than there is": "(while :; do python3 -c 'x = bytearray(3 << 30)'; done) > /dev/null 2>&1 &\n",
-    "folders and output": "(while :; do ls -R /usr; done) > /dev/null &\n",
+    "folders": "(while :; do ls -R /usr; done) > /dev/null &\n",
     "the disk": "(while :; do head -c 100000000 /dev/zero > .sessions/$(ls .sessions)/big; done) &\n",
 }
+SPIN = "(for i in $(seq 190); do (while :; do :; done) & done; wait) &\n"
 # A busy loop outside, behind everybody: what the machine itself does to a neighbour.
 OUTSIDE = ["nice", "-n", "19", "sh", "-c", "while :; do :; done"]
 
@@ -162,7 +163,7 @@ def main():
 def beside_noise():
     print("\n| a quiet session's step, ms | alone p50 | p99 | beside p50 | p99 | p50, times | p99, times |\n|---|---|---|---|---|---|---|")
     rows = [(what, noise, None) for what, noise in NOISES.items()]
-    for what, noise, outside in [("a busy loop outside, nice 19", "", OUTSIDE), *rows, ("all of these", "".join(NOISES.values()), None)]:
+    for what, noise, outside in [("a busy loop outside, nice 19", "", OUTSIDE), *rows, ("190 busy loops", SPIN, None), ("all but these", "".join(NOISES.values()), None)]:
         alone, beside = neighbours(noise, outside)
         print(f"| {what} | {alone[0]:.1f} | {alone[1]:.1f} | {beside[0]:.1f} | {beside[1]:.1f} | {beside[0] / alone[0]:.1f} | {beside[1] / alone[1]:.1f} |", flush=True)
 
