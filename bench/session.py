@@ -163,7 +163,7 @@ def main():
 def beside_noise():
     print("\n| a quiet session's step, ms | alone p50 | p99 | beside p50 | p99 | p50, times | p99, times |\n|---|---|---|---|---|---|---|")
     rows = [(what, noise, None) for what, noise in NOISES.items()]
-    for what, noise, outside in [("a busy loop outside, nice 19", "", OUTSIDE), *rows, ("190 busy loops", SPIN, None), ("all but these", "".join(NOISES.values()), None)]:
+    for what, noise, outside in [("a busy loop outside, nice 19", "", OUTSIDE), *rows, ("190 busy loops", SPIN, None), ("all of these but the 190", "".join(NOISES.values()), None)]:
         alone, beside = neighbours(noise, outside)
         print(f"| {what} | {alone[0]:.1f} | {alone[1]:.1f} | {beside[0]:.1f} | {beside[1]:.1f} | {beside[0] / alone[0]:.1f} | {beside[1] / alone[1]:.1f} |", flush=True)
 
