@@ -55,35 +55,49 @@ pub(crate) fn run() -> Outcome {
     let missing = TOOLCHAINS.iter().filter(|(program, _)| !std::path::Path::new(program).exists());
     let packages: Vec<&str> = PACKAGES.into_iter().chain(missing.map(|(_, package)| *package)).collect();
     install(&packages)?;
-    let began = Instant::now();
+    let mut steps = Steps::default();
     let mut doc = cargo(&["doc", "--quiet", "--workspace", "--no-deps"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
-    step("format", done(&mut cargo(&["fmt", "--all", "--", "--check"])))?;
-    step("tidy", tidy::run())?;
-    step("reference", docs::check())?;
-    step("build", done(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
+    steps.ended("format", done(&mut cargo(&["fmt", "--all", "--", "--check"])))?;
+    steps.ended("tidy", tidy::run())?;
+    steps.ended("reference", docs::check())?;
+    steps.ended("build", done(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
     let clippy = &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    step("lints", done(&mut cargo(clippy)))?;
+    steps.ended("lints", done(&mut cargo(clippy)))?;
     let bare = &["clippy", "--quiet", "-p", "cloister-cli", "--no-default-features", "--", "-D", "warnings"];
-    step("lints without features", done(&mut cargo(bare)))?;
-    step("docs", done(&mut doc))?;
-    step("peers", peers::install())?;
+    steps.ended("lints without features", done(&mut cargo(bare)))?;
+    steps.ended("docs", done(&mut doc))?;
+    steps.ended("peers", peers::install())?;
     let before = leftovers::list();
     let mut count = Count::default();
-    step("tests", in_folder_of_its_own(&mut count))?;
-    step("nothing left behind", leftovers::check(&before))?;
-    step("older kernel", kernel::run(&[]))?;
-    eprintln!("xtask: all of it passed in {} s", began.elapsed().as_secs());
+    steps.ended("tests", in_folder_of_its_own(&mut count))?;
+    steps.ended("nothing left behind", leftovers::check(&before))?;
+    steps.ended("older kernel", kernel::run(&[]))?;
+    eprintln!("xtask: all of it passed in {} s", steps.began.elapsed().as_secs());
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(())
 }
 
-fn step(name: &str, outcome: Outcome) -> Outcome {
-    match &outcome {
-        Ok(()) => eprintln!("xtask: {name}: ok"),
-        Err(_) => eprintln!("xtask: {name}: FAILED"),
+/// What was done, and how long it took.
+struct Steps {
+    began: Instant,
+    last: Instant,
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self { began: now, last: now }
     }
-    outcome
+}
+
+impl Steps {
+    fn ended(&mut self, name: &str, outcome: Outcome) -> Outcome {
+        let result = if outcome.is_ok() { "ok" } else { "FAILED" };
+        eprintln!("xtask: {name}: {result}, {} s", self.last.elapsed().as_secs());
+        self.last = Instant::now();
+        outcome
+    }
 }
 
 /// What all test programs together say.
@@ -110,9 +124,12 @@ fn tests(count: &mut Count, folder: &Path) -> Outcome {
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
     command.env("TMPDIR", folder);
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let (mut reasons, mut failing) = (Vec::new(), false);
     for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()) {
         let line = line.map_err(|error| error.to_string())?;
         println!("{line}");
+        failing = (failing || line == "failures:") && !line.starts_with("test result: ");
+        reasons.extend(failing.then(|| line.clone()));
         if let Some(result) = line.strip_prefix("test result: ") {
             let number = |word: &str| -> u64 {
                 let before = result.split(word).next().unwrap_or_default();
@@ -124,6 +141,8 @@ fn tests(count: &mut Count, folder: &Path) -> Outcome {
     }
     let status = child.wait().map_err(|error| error.to_string())?;
     if !status.success() || count.failed > 0 {
+        // Once more at the end, where whoever looks for it looks first.
+        eprintln!("{}", reasons.join("\n"));
         return Err(format!("{} tests failed ({status})", count.failed));
     }
     if count.passed == 0 { Err("no test ran".into()) } else { Ok(()) }

@@ -96,7 +96,10 @@ fn logging(command: &Command) {
         _ => "off",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("CLOISTER_LOG").unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // Said aloud, that the log cannot be written would end whoever logs: it would
+    // be written to the same place.
+    let log = tracing_subscriber::fmt().log_internal_errors(false);
+    log.with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
 impl From<cloister_server::ServerError> for Failure {

@@ -89,7 +89,9 @@ impl Tenant {
             Ok(Reply::SealingKey(key)) => key,
             _ => {
                 egress.stop();
-                return Err(ServerError::Start("the vault does not open; the line above says why".into()));
+                return Err(ServerError::Start(
+                    "the vault does not open: the line above says why, or it gave no answer in time".into(),
+                ));
             }
         };
         let sessions = Sessions::open(config.for_sessions(scripted), store.clone(), host, egress.clone())

@@ -179,9 +179,10 @@ impl Stack {
         }
         command.arg("--ready-file").arg(&ready).current_dir(folder.path());
         command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null()).stdout(Stdio::null());
+        let log = folder.path().join("log");
         match std::env::var("CLOISTER_LOG") {
             Ok(filter) => _ = command.env("CLOISTER_LOG", filter),
-            Err(_) => _ = command.stderr(Stdio::null()),
+            Err(_) => _ = command.stderr(std::fs::File::create(&log).expect("the log")),
         }
         command.envs(options.environment.iter().map(|(name, value)| (name, value)));
         if options.config.is_some() {
@@ -198,9 +199,10 @@ impl Stack {
                 break text;
             }
             if let Ok(Some(status)) = child.try_wait() {
-                panic!("cloister dev ended: {status}");
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                panic!("cloister ended: {status}\n{log}");
             }
-            assert!(began.elapsed() < Duration::from_secs(30), "cloister dev does not get ready");
+            assert!(began.elapsed() < Duration::from_secs(60), "cloister does not get ready");
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
         let known: Value = serde_json::from_str(&text).expect("the ready file");

@@ -13,7 +13,8 @@ use zeroize::Zeroize;
 
 use crate::wire::{MAX_FRAME, Reply, Request};
 
-/// How long an answer may take, and one for which a token may have to be made.
+/// How long an answer may take, and one for which a token may have to be made or
+/// the vault be opened.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 const LONG: std::time::Duration = std::time::Duration::from_secs(45);
 /// Frames that may wait to be sent.
@@ -118,8 +119,9 @@ impl Client {
                 return Err(Away);
             }
         }
-        // Whoever makes tokens may take a while; anything else is at once.
-        let patience = if matches!(request, Request::Use(_)) { LONG } else { PATIENCE };
+        // The sealing key is the first thing a server asks, of a vault that still opens.
+        let takes_long = matches!(request, Request::Use(_) | Request::SealingKey);
+        let patience = if takes_long { LONG } else { PATIENCE };
         tokio::time::timeout(patience, heard).await.map_err(|_| Away)?.map_err(|_| Away)
     }
 

@@ -1,6 +1,6 @@
 //! Tests on the kernel that Debian ships, older than many a developer's, in a
 //! virtual machine: views without detached trees, control groups of version 2,
-//! project quotas. It sees this machine's files and changes none of them.
+//! project quotas, systemd. It sees this machine's files and changes none of them.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -18,7 +18,7 @@ const MODULES: [&str; 9] =
     ["virtio_pci", "virtio_blk", "9pnet_virtio", "9p", "ext4", "quota_v2", "overlay", "loop", "btrfs"];
 /// Tests that are run if none are named: everything that the kernel decides.
 /// Those that count seconds are not: the processor is emulated.
-const TESTS: [&str; 8] = [
+const TESTS: [&str; 9] = [
     "images::",
     "limits::a_memory_hog",
     "limits::limits_hold",
@@ -26,6 +26,7 @@ const TESTS: [&str; 8] = [
     "quota::a_file_system",
     "quota::btrfs",
     "scope::",
+    "units::they",
     "users::",
 ];
 /// How long all of it may take.
@@ -106,17 +107,36 @@ fn program() -> Result<PathBuf, String> {
     found.ok_or_else(|| "cargo names no test program".to_owned())
 }
 
-/// What the machine does when it has its files.
+/// What the machine does when it has its files: first the tests that need nothing but
+/// the kernel, then, with systemd in charge, those of its units.
 fn second(program: &Path, tests: &[String]) -> String {
-    let (program, tests) = (program.display(), tests.join(" "));
-    format!(
+    let program = program.display();
+    let (under_systemd, alone): (Vec<&str>, Vec<&str>) =
+        tests.iter().map(String::as_str).partition(|test| test.starts_with("units::"));
+    let mut steps =
         "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tests\n\
-         uname -r\n\
-         '{program}' {tests} && echo '{PASSED}'\n\
-         sync\n\
-         echo o > /proc/sysrq-trigger\n\
-         sleep 10\n"
-    )
+                     off() { sync; echo o > /proc/sysrq-trigger; sleep 10; }\n\
+                     uname -r\n"
+            .to_owned();
+    if !alone.is_empty() {
+        steps += &format!("'{program}' {} || off\n", alone.join(" "));
+    }
+    if under_systemd.is_empty() {
+        return steps + &format!("echo '{PASSED}'\noff\n");
+    }
+    let unit = format!(
+        "[Unit]\nSuccessAction=poweroff-force\nFailureAction=poweroff-force\n[Service]\nType=exec\n\
+         Environment=HOME=/root TMPDIR=/tests CLOISTER_OWN_MACHINE=1\n\
+         ExecStart=/bin/sh -c \"('{program}' --ignored {} && echo '{PASSED}'; sync) > /dev/console 2>&1\"\n",
+        under_systemd.join(" ")
+    );
+    // The host's disks are not this machine's.
+    steps
+        + &format!(
+            ": > /etc/fstab\n\
+         cat > /etc/systemd/system/cloister-tests.service << 'END'\n{unit}END\n\
+         exec /lib/systemd/systemd --unit=cloister-tests.service --show-status=no\n"
+        )
 }
 
 /// Makes the files that the machine starts with.

@@ -4,6 +4,7 @@
 //! `CLOISTER_KILLS=1000 cargo test -p cloister-cli --test it crash` goes on
 //! until so many have been killed at random; without it, a few are.
 
+use std::path::Path;
 use std::time::Duration;
 
 use cloister_client::Event;
@@ -29,6 +30,11 @@ impl Scripted {
         std::fs::write(key.path(), "far-key").unwrap();
         let task = tokio::spawn(async move { cloister_scripted::serve(listener, "far-key".into()).await.unwrap() });
         Self { port, key, task }
+    }
+
+    /// The file that holds its key.
+    pub(crate) fn key(&self) -> &Path {
+        self.key.path()
     }
 
     /// A server's configuration with this model.

@@ -43,6 +43,7 @@ mod tenants;
 mod tls;
 mod toolchains;
 mod tools;
+mod units;
 mod usage;
 mod users;
 mod vault;
