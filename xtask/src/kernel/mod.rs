@@ -130,13 +130,10 @@ fn second(program: &Path, tests: &[String]) -> String {
          ExecStart=/bin/sh -c \"('{program}' --ignored {} && echo '{PASSED}'; sync) > /dev/console 2>&1\"\n",
         under_systemd.join(" ")
     );
-    // The host's disks are not this machine's.
-    steps
-        + &format!(
-            ": > /etc/fstab\n\
-         cat > /etc/systemd/system/cloister-tests.service << 'END'\n{unit}END\n\
-         exec /lib/systemd/systemd --unit=cloister-tests.service --show-status=no\n"
-        )
+    // The host's disks are not this machine's, nor is it a container if the host is one.
+    steps += ": > /etc/fstab; rm -f /.dockerenv /run/.containerenv\n";
+    steps += &format!("cat > /etc/systemd/system/cloister-tests.service << 'END'\n{unit}END\n");
+    steps + "exec /lib/systemd/systemd --unit=cloister-tests.service --show-status=no\n"
 }
 
 /// Makes the files that the machine starts with.

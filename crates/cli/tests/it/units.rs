@@ -118,7 +118,7 @@ async fn they_serve_limit_and_take_over_as_the_page_says() {
     let sandbox = door.session(&session.id).await.unwrap().sandbox.unwrap();
     assert_eq!([sandbox.memory.as_str(), &sandbox.cpu, &sandbox.pids], ["cgroup-v2"; 3]);
     for measured in door.sandbox(&session.id).await.unwrap().measured {
-        assert!(matches!(measured.verdict, Verdict::Holds | Verdict::Weaker), "{measured:?}");
+        assert_ne!(measured.verdict, Verdict::Broken, "{measured:?}");
     }
 
     // The vault's key is the credential, and nobody else's.

@@ -151,4 +151,11 @@ async fn a_systemd_credential_is_the_key() {
     // Without it, nothing of the data opens.
     let why = refusal(&stack);
     assert!(why.contains("vault.key"), "{why}");
+    // Nor does a key of its own take its place if the unit brings others only.
+    std::fs::remove_file(credentials.path().join("cloister-vault-key")).unwrap();
+    let mut command = Command::new(stack.executable());
+    command.args(["dev", "--listen", "127.0.0.1:0", "--config", "config.toml", "--data", "other"]);
+    command.current_dir(stack.folder()).env("CREDENTIALS_DIRECTORY", credentials.path());
+    let why = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(why.contains("LoadCredential="), "{why}");
 }

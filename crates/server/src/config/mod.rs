@@ -123,8 +123,8 @@ impl Default for EgressTable {
 #[serde(default, deny_unknown_fields)]
 pub struct VaultTable {
     /// The key that the vault is wrapped with: 64 hexadecimal digits or 32
-    /// bytes. Left out: the systemd credential `cloister-vault-key`, or else
-    /// `vault.key` in the data directory, which is made.
+    /// bytes. Left out: the systemd credential `cloister-vault-key`, or without
+    /// systemd credentials `vault.key` in the data directory, which is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
     /// The key before, while it is being replaced.

@@ -132,14 +132,23 @@ impl Config {
         let data = std::path::absolute(data).map_err(ServerError::start("find the data directory"))?;
         let credential =
             std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("cloister-vault-key"));
+        let given = credential.is_some();
         let credential = credential.filter(|path| self.vault.key_file.is_none() && path.exists());
+        let made = data.join("vault.key");
+        if given && credential.is_none() && self.vault.key_file.is_none() && !made.exists() {
+            // A unit that was to bring one and did not: a key beside the data is not the same.
+            return Err(ServerError::Config(
+                "none of the systemd credentials is `cloister-vault-key`: add LoadCredential= for it to the unit, or set [vault] key_file"
+                    .into(),
+            ));
+        }
         if credential.is_some() && self.vault.guard_file.is_none() {
             return Err(ServerError::Config(
                 "the vault's key is a systemd credential, beside which nothing can be written: set [vault] guard_file"
                     .into(),
             ));
         }
-        let key_file = self.vault.key_file.clone().or(credential).unwrap_or_else(|| data.join("vault.key"));
+        let key_file = self.vault.key_file.clone().or(credential).unwrap_or(made);
         let guard_file = self.vault.guard_file.clone();
         let previous_key_file = self.vault.previous_key_file.clone();
         let (tenant, region) = (self.tenant.clone(), self.region.clone().unwrap_or_default());
