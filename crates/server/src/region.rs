@@ -24,6 +24,10 @@ use crate::tenant::stop_signal;
 /// How long a handshake's first message may take, and its most bytes.
 const PATIENCE: Duration = Duration::from_secs(10);
 const HELLO: usize = 16 << 10;
+/// How long a tenant's server may be away before its callers are sent off, and the time
+/// between two looks.
+const AWAY: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long a client is heard whose tenant has closed.
 const LINGER: Duration = Duration::from_secs(10);
 /// Most bytes that are passed on at once.
@@ -129,8 +133,8 @@ async fn pass(
     // Boxed: what it takes to understand a handshake is not kept for its connection.
     let hello = tokio::time::timeout(PATIENCE, Box::pin(hello(&mut socket))).await??;
     let Some((host, bytes)) = hello else { return Ok(()) };
-    let Some(data) = tenants.get(&host).filter(|data| !suspension(data).exists()) else { return Ok(()) };
-    let mut inside = UnixStream::connect(door(data)).await?;
+    let Some(data) = tenants.get(&host) else { return Ok(()) };
+    let Some(mut inside) = reach(data).await else { return Ok(()) };
     inside.write_all(&[proxy::header(peer, to), bytes].concat()).await?;
     let ((from_client, to_client), (from_tenant, to_tenant)) = (socket.split(), inside.split());
     let (asked, answered) = (pass_on(from_client, to_tenant), pass_on(from_tenant, to_client));
@@ -145,6 +149,22 @@ async fn pass(
         // goes out. The tenant's own patience ends this.
         _ = &mut asked => answered.await,
     }
+}
+
+/// A connection to a tenant's server; while one is replaced by the next, whoever calls
+/// waits here. `None`: it is suspended or gone, or its server is away for long.
+async fn reach(data: &Path) -> Option<UnixStream> {
+    let until = tokio::time::Instant::now() + AWAY;
+    while data.exists() && !suspension(data).exists() {
+        if let Ok(inside) = UnixStream::connect(door(data)).await {
+            return Some(inside);
+        }
+        if tokio::time::Instant::now() > until {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    None
 }
 
 /// One way of a connection, to its end, which is passed on as well.

@@ -120,8 +120,16 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
     assert!(house.run(&["tenant", "resume", "acme", "--root", "tenants"]).status.success());
     let (data, config) = (house.data("acme"), house.root.path().join("acme.toml"));
     let arguments = ["serve", "--data", data.to_str().unwrap(), "--config", config.to_str().unwrap()];
-    let (_resumed, _) = house.start("acme.json", &arguments).await;
+    let (resumed, _) = house.start("acme.json", &arguments).await;
     assert_eq!(call("acme.example.test", &key(&acme)), 200);
+    // While one server is replaced by the next, callers wait at the door.
+    drop(resumed);
+    let (port, ca, key) = (port.clone(), ca.clone(), key(&acme));
+    let waiting = std::thread::spawn(move || me_at("acme.example.test", &port, &ca, None, Some(&key)).0);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished());
+    let (_next, _) = house.start("acme.json", &arguments).await;
+    assert_eq!(waiting.join().unwrap(), 200);
     assert!(house.run(&["tenant", "suspend", "acme", "--root", "tenants"]).status.success());
     // Removed, nothing of it can be read.
     assert!(house.run(&["tenant", "rm", "acme", "--root", "tenants"]).status.success());
