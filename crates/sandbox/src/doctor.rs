@@ -76,7 +76,7 @@ pub(crate) fn probe_here() -> Vec<Finding> {
             Verdict::Weaker,
             format!("memory {}, cpu {}, processes {}", enforced.memory, enforced.cpu, enforced.pids),
             match identity.root_mode {
-                true => "start Cloister as a service that is given its groups: systemd-run -p Delegate=yes cloister serve",
+                true => "start Cloister in groups of its own: systemd-run --scope -p Delegate=yes cloister serve, or as a service with Delegate=yes and DelegateSubgroup=cloister-server (systemd 254)",
                 false => "run Cloister as root, or give your user delegated groups: systemd-run --user --scope -p Delegate=yes cloister serve",
             },
         )

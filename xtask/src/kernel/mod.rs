@@ -29,6 +29,8 @@ const TESTS: [&str; 9] = [
     "units::they",
     "users::",
 ];
+/// See [`newer_systemd`].
+const SYSTEMD: [&str; 3] = ["systemd", "libsystemd-shared", "libsystemd0"];
 /// How long all of it may take.
 const PATIENCE: Duration = Duration::from_secs(25 * 60);
 /// Said at the end if all tests passed.
@@ -44,7 +46,11 @@ pub(crate) fn run(tests: &[String]) -> Outcome {
     fs::create_dir_all(machine.join("modules")).map_err(|error| format!("{}: {error}", machine.display()))?;
     let kernel = fetch(&folder)?;
     let tests = if tests.is_empty() { TESTS.map(str::to_owned).to_vec() } else { tests.to_vec() };
-    fill(&machine, &kernel, &second(&program()?, &tests))?;
+    let newer = newer_systemd(&folder).unwrap_or_else(|error| {
+        eprintln!("xtask: no newer systemd, so the machine's own is tried alone: {error}");
+        Vec::new()
+    });
+    fill(&machine, &kernel, &second(&program()?, &tests, &newer))?;
     let began = Instant::now();
     let outcome = boot(&folder, &kernel);
     eprintln!("xtask: on {} for {} s", kernel.release, began.elapsed().as_secs());
@@ -75,6 +81,41 @@ fn fetch(folder: &Path) -> Result<Kernel, String> {
     let release = release.to_string_lossy().into_owned();
     done(system("depmod").arg("-b").arg(&unpacked).arg(&release))?;
     Ok(Kernel { folder: unpacked, release })
+}
+
+/// Packages of a systemd that can start services below their own groups (254), from
+/// Debian's backports; none are needed where this machine has one.
+fn newer_systemd(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let version = output(Command::new("/lib/systemd/systemd").arg("--version"))?;
+    if version.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(0) >= 254 {
+        return Ok(Vec::new());
+    }
+    let folder = folder.join("systemd");
+    let debs = || -> Vec<PathBuf> {
+        entries(&folder).into_iter().filter(|path| path.extension().is_some_and(|end| end == "deb")).collect()
+    };
+    if debs().len() < SYSTEMD.len() {
+        fs::create_dir_all(folder.join("lists")).map_err(|error| format!("{}: {error}", folder.display()))?;
+        // Where this machine has its packages from.
+        let targets = ["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"];
+        let known = output(Command::new("apt-get").args(targets))?;
+        let archive = known.lines().find_map(|line| line.strip_suffix(" main")).ok_or("no archive is known")?;
+        let backports = format!("{}-backports", archive.rsplit(' ').next().unwrap_or_default());
+        let list = folder.join("backports.list");
+        fs::write(&list, format!("deb {archive}-backports main\n"))
+            .map_err(|error| format!("{}: {error}", list.display()))?;
+        let apt = || {
+            let mut apt = Command::new("apt-get");
+            apt.arg("-q").arg("-o").arg(format!("Dir::Etc::sourcelist={}", list.display()));
+            apt.args(["-o", "Dir::Etc::sourceparts=-", "-o"])
+                .arg(format!("Dir::State::lists={}/lists", folder.display()));
+            apt.current_dir(&folder);
+            apt
+        };
+        done(apt().arg("update"))?;
+        done(apt().args(["-t", &backports, "download"]).args(SYSTEMD))?;
+    }
+    Ok(debs())
 }
 
 /// A program that ordinary users do not find by themselves.
@@ -109,7 +150,7 @@ fn program() -> Result<PathBuf, String> {
 
 /// What the machine does when it has its files: first the tests that need nothing but
 /// the kernel, then, with systemd in charge, those of its units.
-fn second(program: &Path, tests: &[String]) -> String {
+fn second(program: &Path, tests: &[String], newer: &[PathBuf]) -> String {
     let program = program.display();
     let (under_systemd, alone): (Vec<&str>, Vec<&str>) =
         tests.iter().map(String::as_str).partition(|test| test.starts_with("units::"));
@@ -132,6 +173,10 @@ fn second(program: &Path, tests: &[String]) -> String {
     );
     // The host's disks are not this machine's, nor is it a container if the host is one.
     steps += ": > /etc/fstab; rm -f /.dockerenv /run/.containerenv\n";
+    for deb in newer {
+        // `/lib` is a link, and stays one.
+        steps += &format!("dpkg-deb --fsys-tarfile '{}' | tar -x --keep-directory-symlink -C /\n", deb.display());
+    }
     steps += &format!("cat > /etc/systemd/system/cloister-tests.service << 'END'\n{unit}END\n");
     steps + "exec /lib/systemd/systemd --unit=cloister-tests.service --show-status=no\n"
 }

@@ -79,8 +79,14 @@ impl Hierarchy {
 }
 
 /// Was the group left to us? To move processes about in one that somebody else
-/// looks after (systemd) would last until it looks.
+/// looks after (systemd) would last until it looks. A service's own group, even one
+/// that was left to us, is not split: with groups below it that are limited it takes
+/// no process, so that the next server could not be started while turns go on.
+/// `DelegateSubgroup=` puts us below it to begin with.
 fn is_ours(own: &Path) -> bool {
+    if own.extension() == Some(OsStr::new("service")) {
+        return false;
+    }
     let marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
         let mut value = [0; 1];
         rustix::fs::getxattr(own, *name, &mut value).is_ok_and(|length| value[..length] == *b"1")
