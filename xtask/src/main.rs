@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod docs;
+mod fuzz;
 mod kernel;
 mod leftovers;
 mod peers;
@@ -18,6 +19,7 @@ cargo xtask <command>
   demo      build Cloister, start it, show an agent at work
   test      everything that CI runs: format, lints, tidy, docs, all tests
   kernel    tests on Debian's kernel, in a virtual machine; kernel probes::, say, for some
+  fuzz      parsers and rules under libFuzzer; fuzz scrub 600, say, for one target and its seconds
   peers     install the programs that tests talk to, from npm
   tidy      layers, licences, duplicate versions, file heads and sizes
   openapi   write openapi/v1.json and docs/api.md from the source
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Some("demo") => demo::run(),
         Some("test") => test::run(),
         Some("kernel") => kernel::run(&arguments[1..]),
+        Some("fuzz") => fuzz::run(&arguments[1..]),
         Some("peers") => peers::install(),
         Some("tidy") => tidy::run(),
         Some("openapi") => docs::write(),

@@ -27,6 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("cli", &["types", "client", "server"]),
     ("testkit", &["types", "client"]),
     ("bench", &["types", "store", "sandbox", "client"]),
+    ("fuzz", &["types", "sandbox", "egress", "vault"]),
     ("xtask", &[]),
 ];
 
@@ -35,7 +36,7 @@ const UNSAFE: &str = "crates/sandbox/src/sys/";
 /// Production lines of one file.
 const MOST_LINES: usize = 500;
 /// Licences that may come in, as SPDX expressions are made of them.
-const LICENCES: [&str; 11] = [
+const LICENCES: [&str; 12] = [
     "MIT",
     "Apache-2.0",
     "BSD-2-Clause",
@@ -47,6 +48,7 @@ const LICENCES: [&str; 11] = [
     "0BSD",
     "CDLA-Permissive-2.0",
     "CC0-1.0",
+    "NCSA",
 ];
 /// Crates that others of our dependencies still use in two versions, each
 /// with the reason why that cannot be mended here.

@@ -77,7 +77,7 @@ pub(crate) fn probe_here() -> Vec<Finding> {
             format!("memory {}, cpu {}, processes {}", enforced.memory, enforced.cpu, enforced.pids),
             match identity.root_mode {
                 true => "start Cloister in groups of its own: systemd-run --scope -p Delegate=yes cloister serve, or as a service with Delegate=yes and DelegateSubgroup=cloister-server (systemd 254)",
-                false => "run Cloister as root, or give your user delegated groups: systemd-run --user --scope -p Delegate=yes cloister serve",
+                false => "as a service, Delegate=yes and DelegateSubgroup=cloister-server (systemd 254); else run Cloister as root, or give your user delegated groups: systemd-run --user --scope -p Delegate=yes cloister serve",
             },
         )
     });

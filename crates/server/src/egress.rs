@@ -14,7 +14,8 @@ use cloister_egress::control::{self, Order, Pass, Setup};
 use cloister_session::{Gateway, Metering, Permitting, Rights, SessionError, WayOut};
 use cloister_types::transcript::Metered;
 use cloister_types::{ErrorCode, SessionId};
-use cloister_vault::client::Client;
+use cloister_vault::SealingKey;
+use cloister_vault::client::{Away, Client, OPENING};
 use cloister_vault::wire::{self, Reply, Request, Role};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::AsyncReadExt;
@@ -60,6 +61,8 @@ struct State {
     /// in a row it did not say so.
     looks: u32,
     silent: u32,
+    /// It has answered since it was started.
+    opened: bool,
 }
 
 impl Egress {
@@ -109,6 +112,20 @@ impl Egress {
         Ok(())
     }
 
+    /// The key that closes secrets for the vault, once that has opened.
+    ///
+    /// # Errors
+    /// It does not open.
+    pub(crate) async fn sealing_key(&self) -> Result<SealingKey, Away> {
+        match self.vault.ask_within(&Request::SealingKey, OPENING).await? {
+            Reply::SealingKey(key) => {
+                self.lock().opened = true;
+                Ok(key)
+            }
+            _ => Err(Away),
+        }
+    }
+
     /// Ends a vault that lives and does not answer: another one may.
     fn ask_how_it_is(&self) {
         {
@@ -121,7 +138,9 @@ impl Egress {
         // Not under the lock: it may take a while.
         let well = self.runtime.block_on(self.vault.ask(&Request::SealingKey)).is_ok();
         let mut state = self.lock();
-        state.silent = if well { 0 } else { state.silent + 1 };
+        state.opened |= well;
+        let opens = !state.opened && state.vault.as_ref().is_some_and(|vault| vault.age() < OPENING);
+        state.silent = if well || opens { 0 } else { state.silent + 1 };
         if state.silent >= 2
             && let Some(vault) = &mut state.vault
             && !vault.has_ended()
@@ -172,6 +191,7 @@ impl Egress {
         if let Some(vault) = &mut state.vault {
             if ended {
                 vault.start_again()?;
+                state.opened = false;
             }
             self.vault.use_link(vault.link(Role::Server)?)?;
         }
@@ -181,6 +201,7 @@ impl Egress {
     /// Tells a vault of all sessions, and then egress of the vault.
     fn tell(&self, known: &[Request]) -> std::io::Result<()> {
         self.runtime.block_on(async {
+            self.sealing_key().await.map_err(std::io::Error::other)?;
             for request in known {
                 if self.vault.ask(request).await.is_err() {
                     return Err(std::io::Error::other("the vault does not answer"));

@@ -1,7 +1,7 @@
 //! Small files of the server's own, written so that no reader sees half.
 
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use crate::ServerError;
@@ -23,6 +23,14 @@ pub(crate) fn make_private_folder(path: &Path) -> std::io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
 }
 
+/// Opens a file of a data directory for writing. Root does so in directories of
+/// others: what they have put in its place is not followed, and not waited for.
+pub(crate) fn own_file(options: &mut std::fs::OpenOptions, path: &Path) -> std::io::Result<std::fs::File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = options.write(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::ErrorKind::InvalidInput.into()) }
+}
+
 /// A data directory in use by this process alone, until this is dropped or
 /// the process ends, however it ends.
 #[derive(Debug)]
@@ -36,8 +44,14 @@ pub(crate) fn take(data: &Path) -> Result<DataLock, ServerError> {
     let shown = data.display();
     make_private_folder(data).map_err(ServerError::start(format!("make the data directory {shown}")))?;
     let path = data.join("lock");
-    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = own_file(std::fs::OpenOptions::new().create(true).truncate(false).mode(0o600), &path);
     let file = file.map_err(ServerError::start(format!("open {}", path.display())))?;
+    if rustix::process::geteuid().is_root() {
+        // Whoever's the folder is opens it next.
+        let folder = std::fs::metadata(data).map_err(ServerError::start(format!("look at {shown}")))?;
+        std::os::unix::fs::fchown(&file, Some(folder.uid()), Some(folder.gid()))
+            .map_err(ServerError::start(format!("give {} away", path.display())))?;
+    }
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(DataLock(file)),
         Err(_) => Err(ServerError::Start(format!("another server is using the data directory {shown}"))),

@@ -9,7 +9,7 @@ use cloister_types::access::{NewKey, Role};
 use serde::Serialize;
 
 use crate::ServerError;
-use crate::files::{DataLock, make_private_folder, take};
+use crate::files::{DataLock, make_private_folder, own_file, take, write_private};
 use crate::stamp::{Stamp, suspension};
 use crate::user::HostUser;
 
@@ -92,6 +92,8 @@ pub async fn create(root: &Path, name: &str, region: &str, user: Option<HostUser
     let stamp = Stamp { tenant: name.to_owned(), region: region.to_owned(), user };
     stamp.write(&making)?;
     let key = crate::keys::first_key(&making, name, NewKey::new("admin", Role::Admin)).await?;
+    // Of one of that name whose removal was interrupted.
+    take_away(&suspension(&data))?;
     let given = user.map_or(Ok(()), |user| user.own(&making));
     // All of it at once, or nothing.
     given
@@ -108,7 +110,8 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
     let root = &std::path::absolute(root).map_err(ServerError::start("find the folder"))?;
     let entries = std::fs::read_dir(root).map_err(ServerError::start(format!("read {}", root.display())))?;
     let mut all = Vec::new();
-    for entry in entries.flatten().filter(|entry| entry.file_name() != MAKING) {
+    let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    for entry in folders.filter(|entry| entry.file_name() != MAKING) {
         let data = entry.path();
         if let Some(stamp) = Stamp::read(&data)? {
             let state = if suspension(&data).exists() { "suspended" } else { "active" };
@@ -126,7 +129,7 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
 pub fn suspend(root: &Path, name: &str) -> Result<(), ServerError> {
     let (data, _) = of(root, name)?;
     let mark = suspension(&data);
-    std::fs::write(&mark, "").map_err(ServerError::start(format!("write {}", mark.display())))?;
+    write_private(&mark, b"").map_err(ServerError::start(format!("write {}", mark.display())))?;
     drop(alone(&data)?);
     Ok(())
 }
@@ -137,7 +140,11 @@ pub fn suspend(root: &Path, name: &str) -> Result<(), ServerError> {
 /// There is none.
 pub fn resume(root: &Path, name: &str) -> Result<(), ServerError> {
     let (data, _) = of(root, name)?;
-    match std::fs::remove_file(suspension(&data)) {
+    take_away(&suspension(&data))
+}
+
+fn take_away(mark: &Path) -> Result<(), ServerError> {
+    match std::fs::remove_file(mark) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(ServerError::start("take the suspension away")(error))
         }
@@ -158,12 +165,14 @@ pub fn remove(root: &Path, name: &str) -> Result<(), ServerError> {
     for file in ["vault.key", "tenant.db-pepper"] {
         wipe(&data.join(file)).map_err(ServerError::start(format!("remove {file}")))?;
     }
-    std::fs::remove_dir_all(&data).map_err(ServerError::start(format!("remove {}", data.display())))
+    std::fs::remove_dir_all(&data).map_err(ServerError::start(format!("remove {}", data.display())))?;
+    take_away(&suspension(&data))
 }
 
 /// Overwrites a file and removes it.
 fn wipe(path: &Path) -> std::io::Result<()> {
-    let Ok(mut file) = std::fs::OpenOptions::new().write(true).open(path) else { return Ok(()) };
+    // Whatever else is in its place goes with the folder.
+    let Ok(mut file) = own_file(&mut std::fs::OpenOptions::new(), path) else { return Ok(()) };
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(0).min(1 << 20);
     file.write_all(&vec![0; length])?;
     file.sync_all()?;
@@ -181,7 +190,7 @@ fn alone(data: &Path) -> Result<(DataLock, Option<std::fs::File>), ServerError> 
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     };
-    let vault = std::fs::File::open(data.join("vault.lock")).ok();
+    let vault = own_file(&mut std::fs::OpenOptions::new(), &data.join("vault.lock")).ok();
     while let Some(vault) = &vault {
         match rustix::fs::flock(vault, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,

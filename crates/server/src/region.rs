@@ -3,6 +3,7 @@
 //! own server. It has no key and sees nothing that is said.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,16 +19,18 @@ use crate::ServerError;
 use crate::files::write_private;
 use crate::given::listen;
 use crate::proxy;
+use crate::shares::Shares;
 use crate::stamp::{Stamp, door, suspension};
 use crate::tenant::stop_signal;
 
 /// How long a handshake's first message may take, and its most bytes.
 const PATIENCE: Duration = Duration::from_secs(10);
 const HELLO: usize = 16 << 10;
-/// How long a tenant's server may be away before its callers are sent off, and the time
-/// between two looks.
-const AWAY: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(50);
+/// How long a tenant's server may be away before its callers are sent off (sooner than
+/// they give up by themselves), and the time between two looks.
+const AWAY: Duration = Duration::from_secs(8);
+const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 /// How long a client is heard whose tenant has closed.
 const LINGER: Duration = Duration::from_secs(10);
 /// Most bytes that are passed on at once.
@@ -78,19 +81,21 @@ pub async fn region(
     let absolute = std::path::absolute(config).map_err(|error| bad(&error))?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
     let mut tenants = HashMap::new();
+    let mut refused = Ok(());
     for Place { host, data } in tenant {
         let data = folder.join(data);
-        match Stamp::read(&data)? {
-            Some(stamp) if stamp.region == name => {}
-            Some(stamp) => {
-                let (tenant, region) = (stamp.tenant, stamp.region);
-                return Err(bad(&format!("tenant {tenant:?} belongs to region {region:?}, not to {name:?}")));
-            }
-            None => return Err(bad(&format!("{} is no tenant's: `cloister tenant create` makes one", data.display()))),
+        // One that is gone, or has spoilt its own stamp, closes nobody else's door.
+        if let Err(why) = belongs(&data, &name) {
+            tracing::error!(%host, "{why}; nobody is let through to it");
+            refused = Err(bad(&why));
+            continue;
         }
         if tenants.insert(host.clone(), data).is_some() {
             return Err(bad(&format!("two tenants have the host {host}")));
         }
+    }
+    if tenants.is_empty() {
+        refused?;
     }
     let listener = listen(given, address).await?;
     let address = listener.local_addr().map_err(ServerError::start("read the address"))?;
@@ -100,7 +105,7 @@ pub async fn region(
     }
     announce(address);
     let tenants = Arc::new(tenants);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let (slots, shares) = (Arc::new(Semaphore::new(CONNECTIONS)), Shares::new(CONNECTIONS / 2));
     tokio::pin!(stop);
     loop {
         let (socket, peer) = tokio::select! {
@@ -115,12 +120,28 @@ pub async fn region(
             () = &mut stop => return Ok(()),
         };
         let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+        // A balancer on this host speaks for many.
+        let share = if peer.ip().to_canonical().is_loopback() { None } else { Some(shares.take(peer.ip())) };
+        if matches!(share, Some(None)) {
+            continue;
+        }
         let tenants = tenants.clone();
         tokio::spawn(async move {
             // However it ends, the client learns nothing but that it has ended.
             let _ = pass(&tenants, socket, (peer, address)).await;
-            drop(slot);
+            drop((slot, share));
         });
+    }
+}
+
+/// Is this the data of one of the region's tenants?
+fn belongs(data: &Path, region: &str) -> Result<(), String> {
+    match Stamp::read(data).map_err(|error| error.to_string())? {
+        Some(stamp) if stamp.region == region => Ok(()),
+        Some(Stamp { tenant, region: other, .. }) => {
+            Err(format!("tenant {tenant:?} belongs to region {other:?}, not to {region:?}"))
+        }
+        None => Err(format!("{} is no tenant's: `cloister tenant create` makes one", data.display())),
     }
 }
 
@@ -134,7 +155,11 @@ async fn pass(
     let hello = tokio::time::timeout(PATIENCE, Box::pin(hello(&mut socket))).await??;
     let Some((host, bytes)) = hello else { return Ok(()) };
     let Some(data) = tenants.get(&host) else { return Ok(()) };
-    let Some(mut inside) = reach(data).await else { return Ok(()) };
+    let inside = tokio::select! {
+        inside = reach(data) => inside,
+        () = hung_up(&socket) => None,
+    };
+    let Some(mut inside) = inside else { return Ok(()) };
     inside.write_all(&[proxy::header(peer, to), bytes].concat()).await?;
     let ((from_client, to_client), (from_tenant, to_tenant)) = (socket.split(), inside.split());
     let (asked, answered) = (pass_on(from_client, to_tenant), pass_on(from_tenant, to_client));
@@ -155,16 +180,29 @@ async fn pass(
 /// waits here. `None`: it is suspended or gone, or its server is away for long.
 async fn reach(data: &Path) -> Option<UnixStream> {
     let until = tokio::time::Instant::now() + AWAY;
-    while data.exists() && !suspension(data).exists() {
-        if let Ok(inside) = UnixStream::connect(door(data)).await {
-            return Some(inside);
+    let mut pause = PAUSE;
+    while data.exists() && !suspension(data).exists() && tokio::time::Instant::now() < until {
+        match UnixStream::connect(door(data)).await {
+            Ok(inside) => return Some(inside),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
+            // Its line is full.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(%error, door = %door(data).display(), "a tenant cannot be reached");
+                return None;
+            }
         }
-        if tokio::time::Instant::now() > until {
-            break;
-        }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
     None
+}
+
+/// Resolves once a client that waits has gone.
+async fn hung_up(socket: &TcpStream) {
+    if matches!(socket.peek(&mut [0]).await, Ok(1..)) {
+        std::future::pending().await
+    }
 }
 
 /// One way of a connection, to its end, which is passed on as well.

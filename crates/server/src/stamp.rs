@@ -26,9 +26,12 @@ fn path(data: &Path) -> PathBuf {
     data.join("tenant.json")
 }
 
-/// There, the tenant is suspended.
+/// There, the tenant is suspended: beside its data, where a tenant with a user of its
+/// own cannot write.
 pub(crate) fn suspension(data: &Path) -> PathBuf {
-    data.join("suspended")
+    let mut name = data.file_name().unwrap_or_default().to_owned();
+    name.push(".suspended");
+    data.with_file_name(name)
 }
 
 /// Where the region's door finds a tenant's server.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use axum::Router;
 use cloister_session::{Ground, Host, HostError, Sessions};
 use cloister_store::Store;
-use cloister_vault::wire::{Reply, Request};
 use tokio::sync::watch;
 
 use crate::ServerError;
@@ -85,14 +84,10 @@ impl Tenant {
         let for_vault = config.for_vault(data)?;
         let egress = Egress::start(executables.cloister, config.for_egress(), for_vault)
             .map_err(ServerError::start("start egress and the vault"))?;
-        let sealing = match egress.vault.ask(&Request::SealingKey).await {
-            Ok(Reply::SealingKey(key)) => key,
-            _ => {
-                egress.stop();
-                return Err(ServerError::Start(
-                    "the vault does not open: the line above says why, or it gave no answer in time".into(),
-                ));
-            }
+        let Ok(sealing) = egress.sealing_key().await else {
+            egress.stop();
+            let why = "the vault does not open: the line above says why, or it gave no answer in time";
+            return Err(ServerError::Start(why.into()));
         };
         let sessions = Sessions::open(config.for_sessions(scripted), store.clone(), host, egress.clone())
             .await

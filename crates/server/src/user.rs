@@ -2,6 +2,7 @@
 //! root becomes that user first, and for good: a fault in one tenant's server is
 //! then no way to another's data.
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -85,10 +86,16 @@ pub fn become_owner(config: Option<&Path>, data: Option<&Path>) -> Result<(), Se
         (None, None) => return Ok(()),
     };
     // What cannot even be looked at is somebody else's; opening it says so.
-    let Ok(Some(Stamp { user: Some(user), tenant, .. })) = Stamp::read(&data) else { return Ok(()) };
-    match geteuid().as_raw() {
-        uid if uid == user.uid => Ok(()),
-        0 => Err(user.become_it()),
-        uid => Err(ServerError::Start(format!("tenant {tenant:?} is user {}'s, and this is user {uid}", user.uid))),
+    let Ok(folder) = std::fs::metadata(&data) else { return Ok(()) };
+    let stamped = Stamp::read(&data).ok().flatten().and_then(|stamp| stamp.user);
+    let owner = HostUser { uid: folder.uid(), gid: folder.gid() };
+    let other = |uid: u32| Err(ServerError::Start(format!("{} is user {uid}'s", data.display())));
+    match (geteuid().as_raw(), stamped) {
+        // What its user has written into it does not make root stay, nor anybody else.
+        (0, Some(user)) if owner.uid != 0 && user.uid != owner.uid => other(owner.uid),
+        (0, _) if owner.uid != 0 => Err(owner.become_it()),
+        (0, Some(user)) => Err(user.become_it()),
+        (uid, Some(user)) if uid != user.uid => other(user.uid),
+        _ => Ok(()),
     }
 }

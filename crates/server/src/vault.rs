@@ -62,6 +62,11 @@ impl Vault {
         self.started.elapsed() < NEW
     }
 
+    /// For how long it has been there.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -13,10 +14,11 @@ use zeroize::Zeroize;
 
 use crate::wire::{MAX_FRAME, Reply, Request};
 
-/// How long an answer may take, and one for which a token may have to be made or
-/// the vault be opened.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
-const LONG: std::time::Duration = std::time::Duration::from_secs(45);
+/// How long an answer may take, and one for which a token may have to be made.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(45);
+/// How long a vault may take to open, with a key service behind it or on a slow machine.
+pub const OPENING: Duration = Duration::from_secs(45);
 /// Frames that may wait to be sent.
 const LINE: usize = 4096;
 
@@ -104,6 +106,15 @@ impl Client {
     /// # Errors
     /// The vault is not there.
     pub async fn ask(&self, request: &Request) -> Result<Reply, Away> {
+        // Whoever makes tokens may take a while; anything else is at once.
+        self.ask_within(request, if matches!(request, Request::Use(_)) { LONG } else { PATIENCE }).await
+    }
+
+    /// Asks, and waits so long for the answer.
+    ///
+    /// # Errors
+    /// The vault is not there.
+    pub async fn ask_within(&self, request: &Request, patience: Duration) -> Result<Reply, Away> {
         let (answer, heard) = oneshot::channel();
         let body = serde_json::to_vec(request).map_err(|_| Away)?;
         if body.len() > MAX_FRAME {
@@ -119,9 +130,6 @@ impl Client {
                 return Err(Away);
             }
         }
-        // The sealing key is the first thing a server asks, of a vault that still opens.
-        let takes_long = matches!(request, Request::Use(_) | Request::SealingKey);
-        let patience = if takes_long { LONG } else { PATIENCE };
         tokio::time::timeout(patience, heard).await.map_err(|_| Away)?.map_err(|_| Away)
     }
 

@@ -131,10 +131,74 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
     let (_next, _) = house.start("acme.json", &arguments).await;
     assert_eq!(waiting.join().unwrap(), 200);
     assert!(house.run(&["tenant", "suspend", "acme", "--root", "tenants"]).status.success());
-    // Removed, nothing of it can be read.
+    // Removed, nothing of it can be read. The door opens without it, for the others.
     assert!(house.run(&["tenant", "rm", "acme", "--root", "tenants"]).status.success());
     assert!(!house.data("acme").exists());
     assert!(!house.run(&["tenant", "rm", "other", "--root", "tenants"]).status.success(), "one that serves");
+    let (_again, said) = house.start("again.json", &["region", "--config", "region.toml"]).await;
+    let port = said["address"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let call = |host: &str| me_at(host, &port, &authority.path("ca.pem"), None, Some(&key(&other))).0;
+    assert_eq!((call("other.example.test"), call("acme.example.test")), (200, 0));
+}
+
+/// What a tenant's user may do to its own data, root's commands do not follow.
+#[tokio::test(flavor = "multi_thread")]
+async fn root_is_not_led_astray_by_what_a_tenant_has_put_in_its_folder() {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    const USER: u32 = 54_333;
+    let (house, authority) = (House::new().await, Authority::new());
+    std::fs::set_permissions(house.root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let create = || {
+        let user = USER.to_string();
+        let made = house.run(&["tenant", "create", "acme", "--region", "eu", "--root", "tenants", "--user", &user]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    let tenant = |verb: &str| house.run(&["tenant", verb, "acme", "--root", "tenants"]).status.success();
+    create();
+    // Suspended before it has ever served, it can serve afterwards.
+    assert!(tenant("suspend") && tenant("resume"));
+    let (data, config) = (house.data("acme"), house.config("acme", &authority, ""));
+    assert_eq!(std::fs::metadata(data.join("lock")).unwrap().uid(), USER);
+    // Whose it is, is not what its user has written.
+    let stamp = data.join("tenant.json");
+    let written = std::fs::read_to_string(&stamp).unwrap();
+    let new_key = || house.run(&["--data", data.to_str().unwrap(), "key", "new", "--config", config.to_str().unwrap()]);
+    for claim in ["{\"tenant\":\"acme\",\"region\":\"eu\"}", "nonsense", &written.replace("54333", "54334")] {
+        std::fs::write(&stamp, claim).unwrap();
+        new_key();
+        for entry in std::fs::read_dir(&data).unwrap().flatten().filter(|entry| entry.path() != stamp) {
+            assert_eq!(entry.metadata().unwrap().uid(), USER, "{claim}: {}", entry.path().display());
+        }
+    }
+    std::fs::write(&stamp, &written).unwrap();
+    std::os::unix::fs::chown(&stamp, Some(USER), Some(USER)).unwrap();
+    assert!(new_key().status.success());
+    // Links, and what would make whoever opens it wait.
+    let precious = house.root.path().join("precious");
+    std::fs::write(&precious, "precious").unwrap();
+    let planted = ["lock", "vault.lock", "vault.key", "tenant.db-pepper", "suspended"];
+    let mut missing = Vec::new();
+    for name in planted {
+        let _ = std::fs::remove_file(data.join(name));
+        let target = house.root.path().join(format!("made-{name}"));
+        symlink(if name == "lock" { &target } else { &precious }, data.join(name)).unwrap();
+        missing.push(target);
+    }
+    assert!(!tenant("suspend"), "a lock that is none");
+    std::fs::remove_file(data.join("lock")).unwrap();
+    assert!(tenant("suspend"));
+    // It is not the tenant that takes its suspension away.
+    let lifted = Command::new("rm").args(["-f", "tenants/acme.suspended"]).current_dir(house.root.path());
+    assert!(!std::os::unix::process::CommandExt::uid(lifted, USER).status().unwrap().success());
+    assert!(tenant("rm") && !data.exists());
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+    assert!(missing.iter().all(|path| !path.exists()));
+    // One of the same name begins afresh.
+    create();
+    assert!(!serve_says(&house, "acme").contains("suspended"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

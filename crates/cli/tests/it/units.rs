@@ -42,7 +42,7 @@ fn the_units_of_the_documentation_are_units() {
     }
     let output = verify.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    // Known from 254 on; before, the server makes room for itself.
+    // Known from 254 on; before, no control groups limit sandboxes.
     let against = said.lines().filter(|line| !line.contains("'DelegateSubgroup'")).collect::<Vec<_>>();
     assert!(output.status.success() && against.is_empty(), "{against:?}");
 }

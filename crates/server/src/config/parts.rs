@@ -109,8 +109,8 @@ impl Config {
     /// What the vault must know, for a data directory.
     ///
     /// # Errors
-    /// It is to get its key from systemd and is not told where to note what it
-    /// has seen.
+    /// It is to get its key from systemd and gets none, or is not told where to note
+    /// what it has seen.
     pub fn for_vault(&self, data: &Path) -> Result<wire::Setup, ServerError> {
         let models = self.models.iter().filter_map(|model| {
             let (key_file, target) = (model.key_file.clone()?, cloister_egress::model::target(&model.base_url)?);
@@ -135,10 +135,12 @@ impl Config {
         let given = credential.is_some();
         let credential = credential.filter(|path| self.vault.key_file.is_none() && path.exists());
         let made = data.join("vault.key");
-        if given && credential.is_none() && self.vault.key_file.is_none() && !made.exists() {
+        let Config { vault: VaultTable { key_file, kms, .. }, .. } = self;
+        if given && credential.is_none() && key_file.is_none() && kms.is_none() && !made.exists() {
             // A unit that was to bring one and did not: a key beside the data is not the same.
             return Err(ServerError::Config(
-                "none of the systemd credentials is `cloister-vault-key`: add LoadCredential= for it to the unit, or set [vault] key_file"
+                "of the systemd credentials, none that this user can read is `cloister-vault-key`: add LoadCredential= \
+                 for it to the unit, with User= for whom it is, or set [vault] key_file"
                     .into(),
             ));
         }
