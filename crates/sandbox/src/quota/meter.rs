@@ -216,6 +216,10 @@ fn look(gauge: &mut Gauge, place: &Place, members: &mut [Member], patience: Dura
     if gauge.is_due(free, now) {
         count(gauge, &place.workspace, free);
     }
+    // What there is to say waits for somebody to say it to.
+    if !members.iter().any(|member| member.busy && member.has_answered(now, patience)) {
+        return;
+    }
     let answered = members.iter().all(|member| member.has_answered(now, patience));
     if let Some((why, stage)) = gauge.news(gauge.disk(free.bytes, size), free.bytes, answered) {
         for member in members.iter_mut().filter(|member| member.busy && member.has_answered(now, patience)) {
@@ -292,11 +296,7 @@ mod tests {
             Said::Full { stage, .. } => stage,
             Said::Granted => panic!("not asked for room"),
         };
-        // More than a step, and less than two: seen half done, it is news once all the same.
-        let grow = |name: &str| {
-            let file = std::fs::File::create(folder.path().join(name)).unwrap();
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, MB + MB / 2).unwrap();
-        };
+        let grow = |name: &str| std::fs::write(folder.path().join(name), vec![1; 4 << 20]).unwrap();
         for name in ["1", "2", "3"] {
             grow(name);
             assert_eq!(told(&quick), 0);
