@@ -290,13 +290,19 @@ mod tests {
             protocol::send(&control, &Join, &[theirs.as_fd()]).unwrap();
             let member = Meter(ours);
             member.busy(true).unwrap();
+            // Who is answered has been heard to be at work.
+            assert!(member.reserve(Amount::default()).unwrap().is_ok());
             member
         });
         let told = |member: &Meter| match member.hear().unwrap() {
             Said::Full { stage, .. } => stage,
             Said::Granted => panic!("not asked for room"),
         };
-        let grow = |name: &str| std::fs::write(folder.path().join(name), vec![1; 4 << 20]).unwrap();
+        // More than a step, and less than two: seen half done, it is news once all the same.
+        let grow = |name: &str| {
+            let file = std::fs::File::create(folder.path().join(name)).unwrap();
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, MB + MB / 2).unwrap();
+        };
         for name in ["1", "2", "3"] {
             grow(name);
             assert_eq!(told(&quick), 0);
