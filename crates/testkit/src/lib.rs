@@ -10,6 +10,7 @@ mod processes;
 mod provider;
 mod raw;
 mod stack;
+mod turn;
 mod upstream;
 mod wait;
 
@@ -19,7 +20,8 @@ pub use network::{Ended, Network, Running};
 pub use processes::{Processes, Sandbox, children, descendants, is_gone, is_meter};
 pub use provider::{Provider, Received, Reply};
 pub use raw::{Answer, raw};
-pub use stack::{As, ORDINARY, Options, Stack, Turn, executable, freeze, kill, peers, script, thaw};
+pub use stack::{As, ORDINARY, Options, Stack, executable, freeze, kill, peers, thaw};
+pub use turn::{Turn, script};
 pub use upstream::{Seen, Upstream};
 pub use wait::until;
 

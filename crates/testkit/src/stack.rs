@@ -6,16 +6,17 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use cloister_client::{Client, Event};
+use cloister_client::Client;
+use cloister_types::SessionId;
 use cloister_types::event::EventKind;
 use cloister_types::wire::{CreateSession, SessionRecord};
-use cloister_types::{ResponseId, SessionId};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::processes::Processes;
 use crate::raw::{Answer, raw};
+use crate::turn::{Turn, script};
 
 /// As whom the stack runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -413,64 +414,4 @@ fn new_key(folder: &Path, options: &Options) -> String {
     let output = command.output().expect("cloister key new");
     let known: Value = serde_json::from_slice(&output.stdout).expect("a key");
     known["key"].as_str().expect("a key").to_owned()
-}
-
-/// A message that holds a script.
-#[must_use]
-pub fn script(lines: &[Value]) -> String {
-    let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
-    format!("```script\n{}\n```", lines.join("\n"))
-}
-
-/// A turn, whole.
-#[derive(Debug)]
-pub struct Turn {
-    /// Its id.
-    pub id: ResponseId,
-    /// All its events.
-    pub events: Vec<Event>,
-}
-
-impl Turn {
-    /// Follows a stream to its end.
-    ///
-    /// # Panics
-    /// The stream breaks for good.
-    pub async fn collect(mut stream: cloister_client::Events) -> Self {
-        let mut events = Vec::new();
-        while let Some(event) = stream.next().await.expect("an unbroken stream") {
-            events.push(event);
-        }
-        Self { id: stream.turn().clone(), events }
-    }
-
-    /// Type of the last event.
-    ///
-    /// # Panics
-    /// There are no events.
-    #[must_use]
-    pub fn end(&self) -> EventKind {
-        self.events.last().and_then(|event| event.kind).expect("a last event of a known type")
-    }
-
-    /// The events of one type.
-    #[must_use]
-    pub fn of(&self, kind: EventKind) -> Vec<&Event> {
-        self.events.iter().filter(|event| event.kind == Some(kind)).collect()
-    }
-
-    /// All text, joined.
-    #[must_use]
-    pub fn text(&self) -> String {
-        self.of(EventKind::TextDelta).iter().filter_map(|event| event.data["content"].as_str()).collect()
-    }
-
-    /// Contents of the tool results.
-    #[must_use]
-    pub fn results(&self) -> Vec<String> {
-        self.of(EventKind::ToolResult)
-            .iter()
-            .map(|event| event.data["content"].as_str().unwrap_or_default().to_owned())
-            .collect()
-    }
 }

@@ -138,6 +138,24 @@ async fn testssl_finds_nothing_to_say_against_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_ends_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let ready = folder.path().join("ready.json");
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut dev = Command::new(cloister_testkit::executable());
+    dev.args(["dev", "--listen", "127.0.0.1:0", "--data"]).arg(folder.path().join("data"));
+    dev.arg("--ready-file").arg(&ready).env("CLOISTER_LOG", "debug").stdout(Stdio::null()).stderr(full);
+    let _dev = Ended(dev.spawn().unwrap());
+    until("it is ready", || ready.exists()).await;
+    let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&ready).unwrap()).unwrap();
+    let client = cloister_client::Client::new(ready["url"].as_str().unwrap(), ready["key"].as_str().unwrap(), None);
+    let client = client.unwrap();
+    let session = client.create(&serde_json::from_str("{}").unwrap()).await.unwrap();
+    let turn = client.message(&session.id, "tour", None).await.unwrap();
+    assert_eq!(cloister_testkit::Turn::collect(turn).await.end(), cloister_types::event::EventKind::MessageCompleted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_that_ask_nothing_leave_room_for_those_who_work() {
     let folder = tempfile::tempdir().unwrap();
     let ready = folder.path().join("ready.json");

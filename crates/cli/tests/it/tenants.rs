@@ -166,13 +166,18 @@ async fn root_is_not_led_astray_by_what_a_tenant_has_put_in_its_folder() {
     let stamp = data.join("tenant.json");
     let written = std::fs::read_to_string(&stamp).unwrap();
     let new_key = || house.run(&["--data", data.to_str().unwrap(), "key", "new", "--config", config.to_str().unwrap()]);
+    // What root alone can read shows who reads it.
+    let may_read =
+        |mode| std::fs::set_permissions(&config, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    may_read(0o600);
     for claim in ["{\"tenant\":\"acme\",\"region\":\"eu\"}", "nonsense", &written.replace("54333", "54334")] {
         std::fs::write(&stamp, claim).unwrap();
-        new_key();
+        assert!(!new_key().status.success(), "{claim}");
         for entry in std::fs::read_dir(&data).unwrap().flatten().filter(|entry| entry.path() != stamp) {
             assert_eq!(entry.metadata().unwrap().uid(), USER, "{claim}: {}", entry.path().display());
         }
     }
+    may_read(0o644);
     std::fs::write(&stamp, &written).unwrap();
     std::os::unix::fs::chown(&stamp, Some(USER), Some(USER)).unwrap();
     assert!(new_key().status.success());
