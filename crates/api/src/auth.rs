@@ -206,8 +206,11 @@ pub(crate) fn unix_now() -> f64 {
 }
 
 async fn authenticate(api: &Api, asked: &Asked<'_>) -> Answer<Principal> {
-    let certified = asked.origin.and_then(|origin| origin.certified.clone());
-    let mut presented = Presented::of(asked.headers, certified);
+    // Without one, somebody has forgotten to say where the call came in: nobody is known.
+    let Some(origin) = asked.origin else {
+        return Err(ApiError::new(ErrorCode::Unauthorized, "this listener has no policy"));
+    };
+    let mut presented = Presented::of(asked.headers, origin.certified.clone());
     if let (None, Some(text)) = (&presented.bearer, asked.in_url) {
         // URLs are kept by browsers and proxies: what is in one shows one session,
         // for a while.
@@ -226,5 +229,6 @@ async fn authenticate(api: &Api, asked: &Asked<'_>) -> Answer<Principal> {
         }
         presented.bearer = Some(text.to_owned());
     }
-    decide(api, &look(api, presented).await?).map(|(principal, _)| principal)
+    let shown = look(api, &origin.require, presented).await?;
+    decide(&origin.require, &shown).map(|(principal, _)| principal)
 }

@@ -1,4 +1,4 @@
-//! Callers that fail to show who they are: slowed down by address, and written
+//! Callers that fail to show who they are: slowed down by network, and written
 //! down, neither without bound.
 
 use std::collections::HashMap;
@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cloister_types::address::network_of;
 use cloister_types::egress::{AuditEntry, Decision};
 
 use crate::Api;
 
-/// The time in which failures are counted, and how many of one address pass
+/// The time in which failures are counted, and how many of one network pass
 /// without delay.
 const WINDOW: Duration = Duration::from_secs(60);
 const PASS: u32 = 30;
@@ -18,20 +19,20 @@ const PASS: u32 = 30;
 /// at most. Calls with a valid key are never held back.
 const STEP: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_millis(250);
-/// Addresses that are remembered.
+/// Networks that are remembered.
 const KEPT: usize = 10_000;
 /// Failures that are written down in a second, of all addresses together: nobody
 /// can fill the audit by having many.
 const WRITTEN: u32 = 10;
 
-/// Failures by address.
+/// Failures by network.
 #[derive(Debug, Default)]
 pub struct Failures(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     /// When counting began, and how many there were.
-    by_address: HashMap<Option<IpAddr>, (Option<Instant>, u32)>,
+    by_network: HashMap<Option<IpAddr>, (Option<Instant>, u32)>,
     /// The second that is being written about, and how many were.
     written: (Option<Instant>, u32),
     /// Failures that were not written down.
@@ -60,13 +61,13 @@ impl Failures {
     fn count(&self, address: Option<IpAddr>) -> (Option<u64>, Duration) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_over = |since: Option<Instant>, length| since.is_none_or(|since| since.elapsed() >= length);
-        if state.by_address.len() >= KEPT {
-            state.by_address.retain(|_, (since, _)| !is_over(*since, WINDOW));
-            if state.by_address.len() >= KEPT {
-                state.by_address.clear();
+        if state.by_network.len() >= KEPT {
+            state.by_network.retain(|_, (since, _)| !is_over(*since, WINDOW));
+            if state.by_network.len() >= KEPT {
+                state.by_network.clear();
             }
         }
-        let (since, failures) = state.by_address.entry(address).or_default();
+        let (since, failures) = state.by_network.entry(address.map(network_of)).or_default();
         if is_over(*since, WINDOW) {
             (*since, *failures) = (Some(Instant::now()), 0);
         }
@@ -102,5 +103,9 @@ mod tests {
         });
         assert!(written <= u64::from(WRITTEN) * (began.elapsed().as_secs() + 1), "{written}");
         assert_eq!(slowed, 0, "others are not");
+        // Whoever has one address of version 6 has many.
+        let many =
+            (0..100_u128).map(|n| failures.count(Some(std::net::Ipv6Addr::from_bits(0x2001_0db8 << 96 | n).into())));
+        assert_eq!(many.last().map(|(_, delay)| delay), Some(LONGEST));
     }
 }

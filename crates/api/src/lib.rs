@@ -18,7 +18,7 @@ mod sse;
 mod sso;
 mod standing;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -51,16 +51,14 @@ pub struct Api {
     pub vault: Client,
     /// What closes secrets for the vault; nothing here opens them again.
     pub sealing: SealingKey,
-    /// How callers show who they are.
-    pub require: Require,
     /// The issuer that vouches for people, if there is one.
     pub sso: Option<Sso>,
     /// Those that vouch for programs.
     pub workloads: Vec<Workload>,
     /// Sites whose pages may read what their tokens reach, as `https://host[:port]`.
     pub browser_origins: Vec<HeaderValue>,
-    /// What is before all this, to be asked about.
-    pub door: Arc<dyn Door>,
+    /// What is before all this, a listener each, to be asked about. `[listen]` is first.
+    pub doors: Vec<Arc<dyn Door>>,
     /// Callers that failed to show who they are.
     pub failures: Failures,
     /// How often callers may call.
@@ -71,10 +69,20 @@ pub struct Api {
     pub outside: Arc<dyn Outside>,
 }
 
-/// What stands before the API, as this crate sees it.
+/// A listener and its policy, as this crate sees them.
 pub trait Door: Send + Sync {
+    /// Its address in the configuration.
+    fn address(&self) -> SocketAddr;
+
+    /// Which schemes suffice.
+    fn require(&self) -> &Require;
+
     /// May this address call? With the rule that says so.
     fn admits(&self, address: IpAddr) -> (bool, String);
+
+    /// May calls come over this endpoint of a private link, or over none? With the
+    /// rule that says so; none if endpoints do not matter.
+    fn links(&self, endpoint: Option<&str>) -> Option<(bool, String)>;
 
     /// Whose certificate it is, in PEM; with the rule that says so.
     ///

@@ -1,12 +1,15 @@
 //! Who a request is from, and how far they reach.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use cloister_store::{Maker, Proof};
 use cloister_types::SessionId;
 use cloister_types::access::{Right, Role};
 use cloister_types::egress::Policy;
 use cloister_types::scope::FileAccess;
+
+use crate::require::Require;
 
 /// Where a request comes from, as the listener knows it.
 #[derive(Debug, Clone)]
@@ -17,6 +20,8 @@ pub struct Origin {
     pub allowed: bool,
     /// Whose certificate came with the connection.
     pub certified: Option<Certified>,
+    /// What suffices where it came in.
+    pub require: Arc<Require>,
 }
 
 /// Whom a client certificate stands for.

@@ -14,7 +14,7 @@ use crate::Api;
 use crate::auth::unix_now;
 use crate::error::{Answer, ApiError};
 use crate::principal::{Certified, Principal, Reach};
-use crate::require::Scheme;
+use crate::require::{Require, Scheme};
 
 /// The cookie of somebody who has signed in.
 pub(crate) const COOKIE: &str = "__Host-cloister";
@@ -78,10 +78,10 @@ impl Shown {
 }
 
 /// What came of the schemes that count here.
-pub(crate) async fn look(api: &Api, presented: Presented) -> Answer<Vec<Shown>> {
+pub(crate) async fn look(api: &Api, require: &Require, presented: Presented) -> Answer<Vec<Shown>> {
     let mut all = Vec::new();
     for scheme in [Scheme::Bearer, Scheme::Mtls, Scheme::Sso] {
-        if api.require.names(scheme) {
+        if require.names(scheme) {
             all.push(match scheme {
                 Scheme::Bearer => bearer(api, presented.bearer.as_deref()).await?,
                 Scheme::Mtls => mtls(presented.certified.clone()),
@@ -94,9 +94,9 @@ pub(crate) async fn look(api: &Api, presented: Presented) -> Answer<Vec<Shown>> 
 
 /// Who calls, by the first list of schemes of which all have something to say;
 /// and which list that is, from 0.
-pub(crate) fn decide(api: &Api, shown: &[Shown]) -> Answer<(Principal, usize)> {
+pub(crate) fn decide(require: &Require, shown: &[Shown]) -> Answer<(Principal, usize)> {
     let of = |scheme: &Scheme| shown.iter().find(|shown| shown.scheme == *scheme)?.principal.clone();
-    for (at, all) in api.require.0.iter().enumerate() {
+    for (at, all) in require.0.iter().enumerate() {
         let together = all.iter().map(of).collect::<Option<Vec<_>>>();
         if let Some(principal) = together.and_then(|all| all.into_iter().reduce(Principal::and)) {
             return Ok((principal, at));
@@ -105,7 +105,7 @@ pub(crate) fn decide(api: &Api, shown: &[Shown]) -> Answer<(Principal, usize)> {
     if shown.iter().any(|shown| shown.unavailable) {
         return Err(ApiError::new(ErrorCode::Unavailable, "the issuer of this token does not answer"));
     }
-    Err(ApiError::new(ErrorCode::Unauthorized, api.require.words()))
+    Err(ApiError::new(ErrorCode::Unauthorized, require.words()))
 }
 
 /// Whom an API key stands for; none if it works for nobody now.

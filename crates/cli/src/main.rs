@@ -39,11 +39,11 @@ fn main() -> ExitCode {
         return output.failure(&error.into());
     }
     let given = match arguments.command {
-        Command::Serve(_) | Command::Region { .. } => match cloister_server::given_listener() {
+        Command::Serve(_) | Command::Region { .. } => match cloister_server::Given::take() {
             Ok(given) => given,
             Err(error) => return output.failure(&error.into()),
         },
-        _ => None,
+        _ => cloister_server::Given::default(),
     };
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     // A call passes through few threads: each hop between two costs more than
@@ -92,7 +92,7 @@ fn opens(arguments: &Arguments) -> Option<(Option<&Path>, Option<&Path>)> {
 /// `info` or `cloister_session=debug`.
 fn logging(command: &Command) {
     let default = match command {
-        Command::Dev(_) | Command::Serve(_) | Command::Egress | Command::Vault => "warn",
+        Command::Dev(_) | Command::Serve(_) | Command::Region { .. } | Command::Egress | Command::Vault => "warn",
         _ => "off",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("CLOISTER_LOG").unwrap_or_else(|_| default.into());

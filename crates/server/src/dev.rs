@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use crate::config::{Config, ModelTable};
 use crate::files::{take, write_private};
 use crate::gate::Gate;
-use crate::listen::Front;
+use crate::listen::{Entrance, Front};
 use crate::tenant::{Tenant, stop_signal};
 use crate::{ServerError, keys, listen};
 
@@ -60,7 +60,7 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
     let provider = scripted_provider(&mut config, &options.data).await?;
     let scripted: Vec<&str> = SCRIPTED.iter().map(|(name, ..)| *name).collect();
     let gate = Arc::new(Gate::new(config.listen.clone(), &config.auth));
-    let tenant = Tenant::open(&config, &options.data, &scripted, gate.clone()).await?;
+    let tenant = Tenant::open(&config, &options.data, &scripted, vec![gate.clone()]).await?;
     let key = keys::development(&tenant.store, &config.tenant, &options.data).await?;
     let url = format!("http://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
     let serving = async {
@@ -73,8 +73,8 @@ pub async fn dev(options: Dev, announce: impl FnOnce(&str, &str)) -> Result<(), 
             tracing::error!(%error, "{CLIENT_FILE} cannot be written");
         }
         announce(&url, key.reveal());
-        let front = Front { gate, tls: None };
-        listen::serve((listener, None), front, tenant.router.clone(), async {
+        let entrance = Entrance { listener, is_given: false, door: None, front: Front { gate, tls: None } };
+        listen::serve(vec![entrance], tenant.router.clone(), async {
             stop.await;
             // While connections still stand, so that streams see their end.
             tenant.shut_down().await;

@@ -1,9 +1,10 @@
 //! What is known of a connection before anything is asked on it: where it comes
 //! from, whether it may, and whose certificate it showed.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use cloister_api::{Certified, Door, Origin};
+use cloister_api::{Certified, Door, Origin, Require};
 use ipnet::IpNet;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -14,15 +15,17 @@ use crate::config::{Auth, Listen, MtlsRule, ProxyProtocol};
 use crate::proxy::{self, NoHeader};
 use crate::tls;
 
-/// How callers come in.
+/// How callers come in at one listener.
 pub(crate) struct Gate {
     listen: Listen,
     rules: Vec<MtlsRule>,
+    require: Arc<Require>,
 }
 
 impl Gate {
     pub(crate) fn new(listen: Listen, auth: &Auth) -> Self {
-        Self { listen, rules: auth.mtls.clone() }
+        let require = Arc::new(listen.require(auth).clone());
+        Self { listen, rules: auth.mtls.clone(), require }
     }
 
     /// Finds out who is at the other end, before TLS. An error: not even that is
@@ -59,7 +62,7 @@ impl Gate {
             return Err(NoHeader);
         }
         let allowed = self.listen.allow.is_empty() || address.is_some_and(|address| is_in(&self.listen.allow, address));
-        Ok(Origin { address, allowed, certified: None })
+        Ok(Origin { address, allowed, certified: None, require: self.require.clone() })
     }
 
     /// Must the first bytes be looked at?
@@ -99,6 +102,23 @@ impl Gate {
 }
 
 impl Door for Gate {
+    fn address(&self) -> SocketAddr {
+        self.listen.address
+    }
+
+    fn require(&self) -> &Require {
+        &self.require
+    }
+
+    fn links(&self, endpoint: Option<&str>) -> Option<(bool, String)> {
+        let known = &self.listen.endpoint_ids;
+        (!known.is_empty()).then(|| match endpoint {
+            Some(one) if known.iter().any(|known| known == one) => (true, format!("{one} is in listen.endpoint_ids")),
+            Some(one) => (false, format!("{one} is not in listen.endpoint_ids: nothing is answered")),
+            None => (false, "only calls over one of listen.endpoint_ids are answered".into()),
+        })
+    }
+
     fn admits(&self, address: IpAddr) -> (bool, String) {
         let Listen { allow, .. } = &self.listen;
         if allow.is_empty() {

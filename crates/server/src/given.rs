@@ -1,27 +1,51 @@
-//! A listening socket that whoever started this process has made (systemd's socket
-//! activation): connections wait in it while one server is replaced by the next.
+//! Listening sockets that whoever started this process has made (systemd's socket
+//! activation): connections wait in them while one server is replaced by the next.
 
-use std::net::{SocketAddr, TcpListener as Given};
+use std::net::{SocketAddr, TcpListener as Std};
 
 use tokio::net::TcpListener;
 
 use crate::ServerError;
 
-/// The socket that came with this process, if one did. Called before any thread
-/// exists, because it takes what says so from the environment.
-///
-/// # Errors
-/// It is no TCP socket, or there are several.
-pub fn given_listener() -> Result<Option<Given>, ServerError> {
-    let mut given = listenfd::ListenFd::from_env();
-    if given.len() > 1 {
-        return Err(ServerError::Start(format!("{} sockets were passed, and one is served", given.len())));
+/// The sockets that came with this process.
+#[derive(Debug, Default)]
+pub struct Given(Vec<(SocketAddr, Std)>);
+
+impl Given {
+    /// Takes them. Called before any thread exists, because what says so is taken from
+    /// the environment.
+    ///
+    /// # Errors
+    /// One is no TCP socket.
+    pub fn take() -> Result<Self, ServerError> {
+        let mut given = listenfd::ListenFd::from_env();
+        let mut all = Vec::new();
+        for at in 0..given.len() {
+            let failed = ServerError::start("take the socket that was passed");
+            if let Some(socket) = given.take_tcp_listener(at).map_err(failed)? {
+                let address = socket.local_addr().map_err(ServerError::start("read the address"))?;
+                all.push((address, socket));
+            }
+        }
+        Ok(Self(all))
     }
-    given.take_tcp_listener(0).map_err(ServerError::start("take the socket that was passed"))
+
+    /// The one for an address; where there is one place to listen at and one socket, that.
+    pub(crate) fn at(&mut self, address: SocketAddr, only: bool) -> Option<(SocketAddr, Std)> {
+        let found = self.0.iter().position(|(given, _)| *given == address);
+        let found = found.or((only && self.0.len() == 1).then_some(0))?;
+        Some(self.0.remove(found))
+    }
+
+    /// Says so if one is left that nobody listens on.
+    pub(crate) fn all_used(&self) -> Result<(), ServerError> {
+        let Some((address, _)) = self.0.first() else { return Ok(()) };
+        Err(ServerError::Config(format!("a socket for {address} was passed, where the configuration has no listener")))
+    }
 }
 
 /// The socket that came along, or one that listens on an address.
-pub(crate) async fn listen(given: Option<Given>, address: SocketAddr) -> Result<TcpListener, ServerError> {
+pub(crate) async fn listen(given: Option<Std>, address: SocketAddr) -> Result<TcpListener, ServerError> {
     match given {
         Some(given) => given
             .set_nonblocking(true)

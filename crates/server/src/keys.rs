@@ -7,6 +7,7 @@ use cloister_types::access::{NewKey, Role};
 use cloister_types::key::ApiKey;
 
 use crate::ServerError;
+use crate::audit::act;
 use crate::config::Config;
 use crate::stamp::adopt;
 
@@ -27,10 +28,17 @@ fn admin(caller: &str) -> NewKey {
     NewKey::new(caller, Role::Admin)
 }
 
-/// Makes a key and stores its hash. The returned key is the only copy.
-pub(crate) async fn make(store: &Store, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
+/// Makes a key and stores its hash. The returned key is the only copy. `written` gets
+/// its id before it works.
+async fn make(
+    store: &Store,
+    tenant: &str,
+    what: NewKey,
+    written: impl FnOnce(&str) -> Result<(), ServerError>,
+) -> Result<ApiKey, ServerError> {
     what.check().map_err(ServerError::Config)?;
     let (id, key) = Store::fresh_key(tenant).map_err(failed)?;
+    written(&id)?;
     store.add_key(&id, &key, what, Maker::default(), unix_now()).await.map_err(failed)?;
     Ok(key)
 }
@@ -50,7 +58,7 @@ pub(crate) async fn development(store: &Store, tenant: &str, data: &Path) -> Res
         }
         return Ok(key);
     }
-    let key = make(store, tenant, admin("default")).await?;
+    let key = make(store, tenant, admin("default"), |_| Ok(())).await?;
     crate::files::write_private(&path, key.reveal().as_bytes())
         .map_err(ServerError::start("write the development key"))?;
     Ok(key)
@@ -65,12 +73,17 @@ pub async fn new_key(config: &Path, data: Option<PathBuf>, what: NewKey) -> Resu
     let mut config = Config::read(config)?;
     let data = data.or_else(|| config.data.clone()).ok_or_else(no_data)?;
     adopt(&mut config, &data)?;
-    first_key(&data, &config.tenant, what).await
+    let region = config.region.unwrap_or_default();
+    first_key(&data, (&config.tenant, &region), what).await
 }
 
 /// The same in the store of a data directory.
-pub(crate) async fn first_key(data: &Path, tenant: &str, what: NewKey) -> Result<ApiKey, ServerError> {
+pub(crate) async fn first_key(
+    data: &Path,
+    (tenant, region): (&str, &str),
+    what: NewKey,
+) -> Result<ApiKey, ServerError> {
     crate::files::make_private_folder(data).map_err(ServerError::start("make the data directory"))?;
     let store = Store::open(&data.join("tenant.db"), tenant).map_err(failed)?;
-    make(&store, tenant, what).await
+    make(&store, tenant, what, |id| act(data, region, "key_made", format!("key:{id}"))).await
 }

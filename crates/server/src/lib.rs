@@ -2,15 +2,18 @@
 //! all of them on loopback; `serve` is the tenant's server; both start the
 //! spawner, egress and the vault as children.
 
+mod audit;
 mod backup;
 mod dev;
 mod dev_ca;
 mod egress;
+mod entrances;
 mod files;
 mod gate;
 mod given;
 mod keys;
 mod listen;
+mod protocols;
 mod provision;
 mod proxy;
 mod region;
@@ -25,11 +28,12 @@ mod vault;
 pub mod config;
 pub mod doctor;
 
+pub use audit::{acts, verify_audit};
 pub use backup::{Summary, backup, restore};
 pub use cloister_vault::make_recovery_key;
 pub use dev::{Dev, dev};
 pub use dev_ca::{Issued, Kind, issue};
-pub use given::given_listener;
+pub use given::Given;
 pub use keys::new_key;
 pub use provision::{Listed, Provisioned, create, list, remove, resume, suspend};
 pub use region::region;
@@ -37,7 +41,7 @@ pub use serve::{Serve, serve};
 pub use stamp::Stamp;
 pub use tenant::{go_ahead, lower, settle};
 pub use user::{HostUser, become_owner};
-pub use vault::{accept_rollback, recover_vault, rotate_vault, verify_audit};
+pub use vault::{accept_rollback, recover_vault, rotate_vault};
 
 /// The role of the egress process: control socket on standard input.
 ///

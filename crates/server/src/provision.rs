@@ -9,6 +9,7 @@ use cloister_types::access::{NewKey, Role};
 use serde::Serialize;
 
 use crate::ServerError;
+use crate::audit::act;
 use crate::files::{DataLock, make_private_folder, own_file, take, write_private};
 use crate::stamp::{Stamp, suspension};
 use crate::user::HostUser;
@@ -51,6 +52,10 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
+fn about(name: &str) -> String {
+    format!("tenant:{name}")
+}
+
 fn of(root: &Path, name: &str) -> Result<(PathBuf, Stamp), ServerError> {
     if !is_name(name) {
         return Err(ServerError::Config(format!("tenant {name:?} must be 1 to 63 of a-z, 0-9 and -")));
@@ -91,7 +96,8 @@ pub async fn create(root: &Path, name: &str, region: &str, user: Option<HostUser
     make_private_folder(&making).map_err(ServerError::start(format!("make {}", making.display())))?;
     let stamp = Stamp { tenant: name.to_owned(), region: region.to_owned(), user };
     stamp.write(&making)?;
-    let key = crate::keys::first_key(&making, name, NewKey::new("admin", Role::Admin)).await?;
+    let key = crate::keys::first_key(&making, (name, region), NewKey::new("admin", Role::Admin)).await?;
+    act(&root, region, "tenant_made", about(name))?;
     // Of one of that name whose removal was interrupted.
     take_away(&suspension(&data))?;
     let given = user.map_or(Ok(()), |user| user.own(&making));
@@ -127,11 +133,13 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
 /// # Errors
 /// There is none, or its server does not end.
 pub fn suspend(root: &Path, name: &str) -> Result<(), ServerError> {
-    let (data, _) = of(root, name)?;
+    let (data, stamp) = of(root, name)?;
+    // What closes something is done even if it cannot be written down.
+    let written = act(root, &stamp.region, "tenant_suspended", about(name));
     let mark = suspension(&data);
     write_private(&mark, b"").map_err(ServerError::start(format!("write {}", mark.display())))?;
     drop(alone(&data)?);
-    Ok(())
+    written
 }
 
 /// Lets a suspended tenant serve again.
@@ -139,7 +147,8 @@ pub fn suspend(root: &Path, name: &str) -> Result<(), ServerError> {
 /// # Errors
 /// There is none.
 pub fn resume(root: &Path, name: &str) -> Result<(), ServerError> {
-    let (data, _) = of(root, name)?;
+    let (data, stamp) = of(root, name)?;
+    act(root, &stamp.region, "tenant_resumed", about(name))?;
     take_away(&suspension(&data))
 }
 
@@ -157,11 +166,12 @@ fn take_away(mark: &Path) -> Result<(), ServerError> {
 /// # Errors
 /// There is none, it is not suspended, or something of it is at work.
 pub fn remove(root: &Path, name: &str) -> Result<(), ServerError> {
-    let (data, _) = of(root, name)?;
+    let (data, stamp) = of(root, name)?;
     if !suspension(&data).exists() {
         return Err(ServerError::Config(format!("tenant {name:?} is not suspended; suspend it first")));
     }
     let _lock = alone(&data)?;
+    act(root, &stamp.region, "tenant_removed", about(name))?;
     for file in ["vault.key", "tenant.db-pepper"] {
         wipe(&data.join(file)).map_err(ServerError::start(format!("remove {file}")))?;
     }

@@ -2,22 +2,16 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::net::UnixListener;
 
 use crate::config::Config;
 use crate::files::{take, write_private};
-use crate::gate::Gate;
-use crate::given::listen as listen_on;
+use crate::given::Given;
 use crate::keys::no_data;
-use crate::listen::Front;
-use crate::stamp::{adopt, door, suspension};
+use crate::stamp::{adopt, suspension};
 use crate::tenant::{Tenant, stop_signal};
-use crate::tls::Tls;
 use crate::tls::acme::Orders;
-use crate::{ServerError, listen};
+use crate::{ServerError, entrances, listen};
 
 /// What `serve` is told.
 #[derive(Debug)]
@@ -30,8 +24,8 @@ pub struct Serve {
     pub listen: Option<SocketAddr>,
     /// Written when the API answers: the URL.
     pub ready_file: Option<PathBuf>,
-    /// A socket that came with the process, to be listened on instead.
-    pub given: Option<std::net::TcpListener>,
+    /// Sockets that came with the process, to be listened on instead.
+    pub given: Given,
     /// Models that the operator knows to be scripted, and wants all the same.
     pub allow_scripted: bool,
 }
@@ -46,9 +40,8 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     let stop = stop_signal()?;
     tokio::pin!(stop);
     let mut config = Config::read(&options.config)?;
-    let mut address = options.listen.unwrap_or(config.listen.address);
-    if let Some(given) = &options.given {
-        address = given.local_addr().map_err(ServerError::start("read the address"))?;
+    if let Some(address) = options.listen {
+        config.listen.address = address;
     }
     let data = options.data.or_else(|| config.data.clone());
     let data = data.ok_or_else(no_data)?;
@@ -63,24 +56,21 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
             scripted[0]
         )));
     }
-    let tls = Tls::open(&config.listen, &config.auth.require, orders.as_ref().map(Orders::answers))?;
-    if tls.is_none() && !address.ip().is_loopback() {
-        return Err(ServerError::Config(format!(
-            "plain HTTP is for loopback alone; {address} needs listen.tls_cert and listen.tls_key, or listen.acme"
-        )));
-    }
+    let places = entrances::plan(&config, options.given, orders.as_ref().map(Orders::answers))?;
     let lock = take(&data)?;
-    let listener = listen_on(options.given, address).await?;
-    let door = tls.as_ref().map(|_| open_door(&data)).transpose()?;
-    let gate = Arc::new(Gate::new(config.listen.clone(), &config.auth));
-    let tenant = Tenant::open(&config, &data, &scripted, gate.clone()).await?;
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let url = format!("{scheme}://{}", listener.local_addr().map_err(ServerError::start("read the address"))?);
+    let (entrances, urls) = entrances::open(places, &data).await?;
+    let gates = entrances.iter().map(|entrance| entrance.front.gate.clone()).collect();
+    let tenant = tokio::select! {
+        tenant = Tenant::open(&config, &data, &scripted, gates) => tenant?,
+        // Children that have begun end with this process.
+        () = &mut stop => return Ok(()),
+    };
+    let url = &urls[0];
     if let Some(path) = &options.ready_file {
-        let ready = serde_json::json!({ "url": url }).to_string();
+        let ready = serde_json::json!({ "url": url, "urls": urls }).to_string();
         write_private(path, ready.as_bytes()).map_err(ServerError::start(format!("write {}", path.display())))?;
     }
-    announce(&url);
+    announce(url);
     let ordering = orders.map(|orders| tokio::spawn(orders.keep()));
     // Turns go on without us: whoever serves next takes them over.
     let suspended = suspension(&data);
@@ -98,7 +88,7 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
                 }
             }
         };
-        listen::serve((listener, door), Front { gate, tls }, tenant.router.clone(), stop).await
+        listen::serve(entrances, tenant.router.clone(), stop).await
     };
     // What was begun is begun again by the next server.
     ordering.inspect(tokio::task::JoinHandle::abort);
@@ -110,17 +100,6 @@ pub async fn serve(options: Serve, announce: impl FnOnce(&str)) -> Result<(), Se
     // Held until this process has ended, and with it whatever still runs in it.
     std::mem::forget(lock);
     Ok(())
-}
-
-/// Where the region's door comes in. Only this process's user can.
-fn open_door(data: &Path) -> Result<UnixListener, ServerError> {
-    let path = door(data);
-    let _ = std::fs::remove_file(&path);
-    let opened = UnixListener::bind(&path).and_then(|door| {
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        Ok(door)
-    });
-    opened.map_err(ServerError::start(format!("open {}", path.display())))
 }
 
 /// Waits until the tenant is suspended, or its data is gone.

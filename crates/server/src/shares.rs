@@ -1,8 +1,10 @@
 //! Connections are shared: whoever opens ever more leaves half of them to others.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use cloister_types::address::network_of;
 
 /// Who has how many.
 pub(crate) struct Shares {
@@ -44,14 +46,6 @@ impl Drop for Share {
                 taken.remove(&self.whose);
             }
         }
-    }
-}
-
-/// Of version 6, whoever has an address has 2^64 of them (RFC 4291, 2.5.4).
-fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
     }
 }
 

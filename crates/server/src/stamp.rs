@@ -22,7 +22,8 @@ pub struct Stamp {
     pub user: Option<HostUser>,
 }
 
-fn path(data: &Path) -> PathBuf {
+/// Where the stamp is.
+pub(crate) fn path(data: &Path) -> PathBuf {
     data.join("tenant.json")
 }
 

@@ -53,7 +53,7 @@ impl Tenant {
         config: &Config,
         data: &Path,
         scripted: &[&str],
-        gate: Arc<Gate>,
+        gates: Vec<Arc<Gate>>,
     ) -> Result<Self, ServerError> {
         let (sso, workloads) = config.for_sign_in()?;
         if config.models.is_empty() {
@@ -101,12 +101,11 @@ impl Tenant {
             upload_limit: config.limits.upload_bytes,
             vault: egress.vault.clone(),
             sealing,
-            require: config.auth.require.clone(),
             failures: cloister_api::Failures::default(),
             sso,
             workloads,
             browser_origins: config.browser_origins(),
-            door: gate,
+            doors: gates.into_iter().map(|gate| gate as Arc<dyn cloister_api::Door>).collect(),
             quotas: cloister_api::Quotas::new(cloister_api::Rates {
                 caller: config.limits.caller_requests_per_minute,
                 tenant: config.limits.requests_per_minute,

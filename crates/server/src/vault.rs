@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cloister_types::egress::AuditHead;
-use cloister_vault::audit::Verified;
+use cloister_vault::Place;
 use cloister_vault::wire::{Order, Role, Setup, send};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::ServerError;
+use crate::audit::act;
 use crate::config::Config;
-use crate::files::take;
+use crate::files::{DataLock, take};
 
 /// Longer than it takes from permitting a session to serving it.
 const NEW: Duration = Duration::from_secs(30);
@@ -82,17 +82,11 @@ impl Vault {
     }
 }
 
-/// Verifies a tenant's audit.
-///
-/// # Errors
-/// The first fault.
-pub fn verify_audit(
-    path: &Path,
-    tenant: &str,
-    head: Option<&AuditHead>,
-    key: Option<&str>,
-) -> Result<Verified, String> {
-    cloister_vault::audit::verify(path, tenant, head, key)
+/// The data is ours alone, for an act that is written down.
+fn alone(config: &Config, data: &Path, rule: &str) -> Result<(DataLock, Place), ServerError> {
+    let (lock, place) = (take(data)?, config.vault_place(data)?);
+    act(data, &place.region, rule, format!("key-file:{}", place.key_file.display()))?;
+    Ok((lock, place))
 }
 
 /// Closes every credential with a new root key, while no server runs.
@@ -100,8 +94,8 @@ pub fn verify_audit(
 /// # Errors
 /// A server runs, or something does not open.
 pub fn rotate_vault(config: &Config, data: &Path) -> Result<usize, ServerError> {
-    let _lock = take(data)?;
-    cloister_vault::rotate(&config.vault_place(data)?).map_err(|error| ServerError::Start(error.to_string()))
+    let (_lock, place) = alone(config, data, "vault_rotated")?;
+    cloister_vault::rotate(&place).map_err(|error| ServerError::Start(error.to_string()))
 }
 
 /// Opens a vault whose key is lost with a recovery key, while no server runs.
@@ -109,8 +103,8 @@ pub fn rotate_vault(config: &Config, data: &Path) -> Result<usize, ServerError> 
 /// # Errors
 /// A server runs, or it is not one of the vault's recovery keys.
 pub fn recover_vault(config: &Config, data: &Path, key: &str) -> Result<(), ServerError> {
-    let _lock = take(data)?;
-    cloister_vault::recover(&config.vault_place(data)?, key).map_err(|error| ServerError::Start(error.to_string()))
+    let (_lock, place) = alone(config, data, "vault_recovered")?;
+    cloister_vault::recover(&place, key).map_err(|error| ServerError::Start(error.to_string()))
 }
 
 /// Takes the present data for the newest, while no server runs.
@@ -118,6 +112,6 @@ pub fn recover_vault(config: &Config, data: &Path, key: &str) -> Result<(), Serv
 /// # Errors
 /// A server runs, or the key does not fit.
 pub fn accept_rollback(config: &Config, data: &Path) -> Result<(), ServerError> {
-    let _lock = take(data)?;
-    cloister_vault::accept_rollback(&config.vault_place(data)?).map_err(|error| ServerError::Start(error.to_string()))
+    let (_lock, place) = alone(config, data, "rollback_accepted")?;
+    cloister_vault::accept_rollback(&place).map_err(|error| ServerError::Start(error.to_string()))
 }

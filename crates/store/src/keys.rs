@@ -60,7 +60,8 @@ pub struct Known {
     pub file_access: Option<FileAccess>,
     /// As far as its sessions may reach.
     pub egress: Option<Policy>,
-    /// Unix seconds at which it ends by itself.
+    /// Unix seconds at which it ends by itself: when it expires, or the time is over in
+    /// which one that was replaced still works.
     pub expires_at: Option<f64>,
     /// It was made by another, and ends with that.
     pub is_token: bool,
@@ -136,6 +137,7 @@ fn look_up(db: &Connection, proof: &Proof, now: f64) -> Result<Option<Known>> {
     if aws_lc_rs::constant_time::verify_slices_are_equal(&kept, &proof.0).is_err() {
         return Ok(None);
     }
+    let (expires_at, until): (Option<f64>, Option<f64>) = (row.get("expires_at")?, row.get("until")?);
     Ok(Some(Known {
         id: row.get("id")?,
         caller: row.get("caller")?,
@@ -143,9 +145,9 @@ fn look_up(db: &Connection, proof: &Proof, now: f64) -> Result<Option<Known>> {
         session: session_of(row)?,
         file_access: json_of(row, "file_access")?,
         egress: json_of(row, "egress")?,
-        expires_at: row.get("expires_at")?,
+        expires_at: expires_at.into_iter().chain(until).reduce(f64::min),
         is_token: row.get::<_, Option<String>>("parent")?.is_some(),
-        late: row.get::<_, Option<f64>>("until")?.is_some(),
+        late: until.is_some(),
         proof: proof.clone(),
     }))
 }

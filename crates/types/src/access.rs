@@ -307,9 +307,22 @@ pub struct Exchanged {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Explain {
+    /// The listener, by its address in the configuration; `[listen]` if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub listener: Option<std::net::SocketAddr>,
+    /// The endpoint of a private link that it comes over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
     /// An API key or a token, as it would follow `Bearer`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bearer: Option<String>,
+    /// A token of the issuer's, as it would be in `X-SSO-Token` beside an API key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// The value of the cookie `__Host-cloister`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<String>,
     /// A client certificate, in PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
@@ -338,7 +351,7 @@ pub struct Explained {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExplainedStep {
-    /// `allow`, `bearer`, `mtls`, `sso`, `require` or `workload`.
+    /// `endpoint`, `allow`, `bearer`, `mtls`, `sso`, `require` or `workload`.
     pub rule: String,
     /// What came of it, for people.
     pub outcome: String,

@@ -1,4 +1,4 @@
-//! Which addresses are public.
+//! Which addresses are public, and which are one party's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -47,6 +47,16 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         && first != 0x2002
         && first != 0x3fff
         && first != 0x5f00
+}
+
+/// The network that whoever has an address is taken to have: of version 6, the 2^64
+/// addresses around it (RFC 4291, 2.5.4); of version 4, that one.
+#[must_use]
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
 }
 
 #[cfg(test)]

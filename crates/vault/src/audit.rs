@@ -1,6 +1,7 @@
 //! The audit: a chain of records, each hashed over the one before, with signed
 //! heads. Appends are grouped: one commit for all that has arrived.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -11,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use crate::VaultError;
 use crate::key::{Key, hex, unhex};
+use crate::scribe::now;
 use crate::usage;
 
 /// Records of a page, and bytes of their texts.
@@ -95,25 +97,7 @@ impl Chain {
     /// Appends records in one commit. Another vault may be at work on the same
     /// chain, so where it ends is read under the lock.
     pub(crate) fn append(&mut self, group: &[Noted]) -> Result<(), VaultError> {
-        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        {
-            let (mut seq, mut previous) = last(&transaction)?;
-            let mut insert =
-                transaction.prepare_cached("INSERT INTO record (seq, session, body, hash) VALUES (?1, ?2, ?3, ?4)")?;
-            for noted in group {
-                for entry in news(&transaction, noted)? {
-                    seq += 1;
-                    usage::count(&transaction, noted.time, entry)?;
-                    let said = Said { time: noted.time, region: &self.region, entry };
-                    let body = serde_json::to_string(&said)?;
-                    let hash = hash_of(&previous, seq, &body);
-                    insert.execute(params![seq.cast_signed(), entry.session, body, hash])?;
-                    previous = hash.to_vec();
-                }
-            }
-        }
-        transaction.commit()?;
-        Ok(())
+        append(&mut self.db, &self.region, group)
     }
 
     /// What model calls have used: those of a session so far, and in money those
@@ -143,43 +127,89 @@ impl Chain {
 
     /// A page of the records, of one session or of all, after a place.
     pub(crate) fn page(&self, session: Option<&str>, after: u64, limit: usize) -> Result<Audit, VaultError> {
-        let limit = limit.clamp(1, PAGE);
-        // Each of the two with its own index.
-        let mut statement = self.db.prepare_cached(match session {
-            Some(_) => {
-                "SELECT r.seq, r.body, r.hash, (SELECT hash FROM record WHERE seq = r.seq - 1) FROM record r
-                 WHERE r.session = ?1 AND r.seq > ?2 ORDER BY r.seq LIMIT ?3"
-            }
-            None => {
-                "SELECT r.seq, r.body, r.hash, (SELECT hash FROM record WHERE seq = r.seq - 1) FROM record r
-                 WHERE ?1 IS NULL AND r.seq > ?2 ORDER BY r.seq LIMIT ?3"
-            }
-        })?;
-        let mut rows = statement.query(params![session, after.cast_signed(), limit as i64 + 1])?;
-        let (mut data, mut bytes) = (Vec::new(), 0);
-        while let Some(row) = rows.next()? {
-            let text: String = row.get(1)?;
-            bytes += text.len();
-            if bytes > PAGE_BYTES && !data.is_empty() {
-                let next = data.last().map(|record: &AuditRecord| record.seq);
-                return Ok(Audit { data, next, head: newest_head(&self.db)? });
-            }
-            let body: Body = serde_json::from_str(&text)?;
-            let previous: Option<Vec<u8>> = row.get(3)?;
-            data.push(AuditRecord {
-                seq: row.get::<_, i64>(0)?.cast_unsigned(),
-                time: body.time,
-                region: body.region,
-                entry: body.entry,
-                previous: hex(&previous.unwrap_or_else(|| vec![0; 32])),
-                hash: hex(&row.get::<_, Vec<u8>>(2)?),
-            });
-        }
-        let more = data.len() > limit;
-        data.truncate(limit);
-        let next = data.last().map(|record| record.seq).filter(|_| more);
-        Ok(Audit { data, next, head: newest_head(&self.db)? })
+        page(&self.db, session, after, limit)
     }
+}
+
+fn append(db: &mut Connection, region: &str, group: &[Noted]) -> Result<(), VaultError> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    {
+        let (mut seq, mut previous) = last(&transaction)?;
+        let mut insert =
+            transaction.prepare_cached("INSERT INTO record (seq, session, body, hash) VALUES (?1, ?2, ?3, ?4)")?;
+        for noted in group {
+            for entry in news(&transaction, noted)? {
+                seq += 1;
+                usage::count(&transaction, noted.time, entry)?;
+                let said = Said { time: noted.time, region, entry };
+                let body = serde_json::to_string(&said)?;
+                let hash = hash_of(&previous, seq, &body);
+                insert.execute(params![seq.cast_signed(), entry.session, body, hash])?;
+                previous = hash.to_vec();
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Appends an act of somebody who is at the host itself. A vault may be at work on the
+/// same chain; its next head covers it.
+///
+/// # Errors
+/// It cannot be written. What is not written down is not done.
+pub fn note(path: &Path, region: &str, entry: AuditEntry) -> Result<(), VaultError> {
+    // Like all that the vault makes, for its owner alone.
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    append(&mut open(path)?, region, &[Noted { time: now(), entries: vec![entry], source: None }])
+}
+
+/// A page of a chain's records after a place, at most a thousand.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(path: &Path, after: u64) -> Result<Audit, VaultError> {
+    let db = Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    page(&db, None, after, PAGE)
+}
+
+fn page(db: &Connection, session: Option<&str>, after: u64, limit: usize) -> Result<Audit, VaultError> {
+    let limit = limit.clamp(1, PAGE);
+    // Each of the two with its own index.
+    let mut statement = db.prepare_cached(match session {
+        Some(_) => {
+            "SELECT r.seq, r.body, r.hash, (SELECT hash FROM record WHERE seq = r.seq - 1) FROM record r
+             WHERE r.session = ?1 AND r.seq > ?2 ORDER BY r.seq LIMIT ?3"
+        }
+        None => {
+            "SELECT r.seq, r.body, r.hash, (SELECT hash FROM record WHERE seq = r.seq - 1) FROM record r
+             WHERE ?1 IS NULL AND r.seq > ?2 ORDER BY r.seq LIMIT ?3"
+        }
+    })?;
+    let mut rows = statement.query(params![session, after.cast_signed(), limit as i64 + 1])?;
+    let (mut data, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let text: String = row.get(1)?;
+        bytes += text.len();
+        if bytes > PAGE_BYTES && !data.is_empty() {
+            let next = data.last().map(|record: &AuditRecord| record.seq);
+            return Ok(Audit { data, next, head: newest_head(db)? });
+        }
+        let body: Body = serde_json::from_str(&text)?;
+        let previous: Option<Vec<u8>> = row.get(3)?;
+        data.push(AuditRecord {
+            seq: row.get::<_, i64>(0)?.cast_unsigned(),
+            time: body.time,
+            region: body.region,
+            entry: body.entry,
+            previous: hex(&previous.unwrap_or_else(|| vec![0; 32])),
+            hash: hex(&row.get::<_, Vec<u8>>(2)?),
+        });
+    }
+    let more = data.len() > limit;
+    data.truncate(limit);
+    let next = data.last().map(|record| record.seq).filter(|_| more);
+    Ok(Audit { data, next, head: newest_head(db)? })
 }
 
 /// Those of the records that were not taken before; notes that they are now.

@@ -31,6 +31,7 @@ mod version;
 pub use kek::KekError;
 pub use key::{NotOpened, SealingKey, hex, unhex};
 pub use kms::Kms;
+pub use place::Place;
 pub use records::about_secret;
 pub use recovery::{NoRecoveryKey, Recipient, make as make_recovery_key, recover};
 pub use rotate::{accept_rollback, rotate};

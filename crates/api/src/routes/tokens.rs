@@ -52,8 +52,9 @@ pub(super) async fn for_session(
     let session = session_id(&id)?;
     let asked: NewToken = parse(json(body).await?)?;
     let mut new = asked.key(principal.caller.clone(), session.clone()).map_err(ApiError::invalid)?;
-    if !api.require.0.iter().any(|all| all[..] == [Scheme::Bearer]) {
-        let message = "a token would open nothing here: auth.require has no list of bearer alone";
+    let policies = api.doors.iter().flat_map(|door| &door.require().0);
+    if !policies.into_iter().any(|all| all[..] == [Scheme::Bearer]) {
+        let message = "a token would open nothing: no listener has a list of bearer alone in its policy";
         return Err(ApiError::new(ErrorCode::Forbidden, message));
     }
     if principal.is_token {
@@ -155,16 +156,27 @@ async fn vouched_for(api: &Api, token: &str) -> Result<NewKey, Rejected> {
     responses((status = 200, body = Explained), (status = 400, body = ErrorBody))
 )]
 pub(super) async fn explain(State(api): State<Arc<Api>>, body: Body) -> Answer<Json<Explained>> {
-    let Explain { bearer, certificate, address } = parse(json(body).await?)?;
+    let Explain { listener, endpoint, bearer, token, cookie, certificate, address } = parse(json(body).await?)?;
+    let mut doors = api.doors.iter();
+    let door = match listener {
+        Some(address) => doors.find(|door| door.address() == address),
+        None => doors.next(),
+    };
+    let door = door.ok_or_else(|| ApiError::invalid("no listener has this address in the configuration"))?;
+    let require = door.require();
     let mut steps = Vec::new();
     let mut step = |rule: &str, outcome: String| steps.push(ExplainedStep { rule: rule.into(), outcome });
     let mut allowed = true;
+    if let Some((links, rule)) = door.links(endpoint.as_deref()) {
+        allowed = links;
+        step("endpoint", rule);
+    }
     if let Some(address) = address {
-        let (admits, rule) = api.door.admits(address);
-        allowed = admits;
+        let (admits, rule) = door.admits(address);
+        allowed &= admits;
         step("allow", rule);
     }
-    let certified: Option<Certified> = match certificate.as_deref().map(|pem| api.door.certifies(pem)) {
+    let certified: Option<Certified> = match certificate.as_deref().map(|pem| door.certifies(pem)) {
         Some(Ok((certified, rule))) => {
             step("mtls", rule);
             Some(certified)
@@ -175,18 +187,18 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, body: Body) -> Answer<J
         }
         None => None,
     };
-    let presented = Presented { bearer: bearer.clone(), certified, ..Presented::default() };
-    let shown = look(&api, presented).await?;
+    let presented = Presented { bearer: bearer.clone(), token, cookie, certified };
+    let shown = look(&api, require, presented).await?;
     for one in &shown {
         step(one.scheme.as_str(), one.outcome.to_string());
     }
-    let decided = decide(&api, &shown);
-    let list = |at: usize| api.require.0[at].iter().map(|scheme| scheme.as_str()).collect::<Vec<_>>().join(" and ");
+    let decided = decide(require, &shown);
+    let list = |at: usize| require.0[at].iter().map(|scheme| scheme.as_str()).collect::<Vec<_>>().join(" and ");
     step(
         "require",
         match &decided {
             Ok((_, at)) => format!("list {} suffices: {}", at + 1, list(*at)),
-            Err(_) => format!("no list of auth.require is satisfied: {}", api.require.words()),
+            Err(_) => format!("no list of the policy is satisfied: {}", require.words()),
         },
     );
     // What is no caller's may be a program's, which has to exchange it first.

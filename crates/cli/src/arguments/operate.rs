@@ -90,6 +90,12 @@ pub(crate) enum TenantCommand {
         #[arg(long)]
         root: PathBuf,
     },
+    /// Show what was done to tenants, from the audit beside them.
+    Log {
+        /// Folder of this host's tenants.
+        #[arg(long)]
+        root: PathBuf,
+    },
     /// Remove a suspended tenant for good.
     Rm {
         /// Its name.
@@ -106,9 +112,22 @@ pub(crate) enum AuthCommand {
     Me,
     /// Explain what would become of a call, and which rule decides.
     Explain {
+        /// Listener that it comes to, by its address in the configuration; the one of
+        /// [listen] if left out.
+        #[arg(long)]
+        listener: Option<std::net::SocketAddr>,
+        /// Endpoint of a private link that it comes over.
+        #[arg(long)]
+        endpoint: Option<String>,
         /// File with an API key or a token; - for standard input.
         #[arg(long)]
         token_file: Option<PathBuf>,
+        /// File with a token of the identity provider's, where an API key comes as well.
+        #[arg(long)]
+        sso_token_file: Option<PathBuf>,
+        /// File with the cookie of somebody who has signed in.
+        #[arg(long)]
+        cookie_file: Option<PathBuf>,
         /// PEM file with a client certificate.
         #[arg(long)]
         certificate: Option<PathBuf>,

@@ -71,10 +71,12 @@ fn read(path: &Path) -> Result<String, Failure> {
 pub(super) async fn auth(client: &Client, command: AuthCommand, output: Output) -> Result<(), Failure> {
     match command {
         AuthCommand::Me => me(client, output).await,
-        AuthCommand::Explain { token_file, certificate, address } => {
-            let bearer = token_file.as_deref().map(read).transpose()?;
-            let certificate = certificate.as_deref().map(read).transpose()?;
-            let explained = client.explain_access(&Explain { bearer, certificate, address }).await?;
+        AuthCommand::Explain { listener, endpoint, token_file, sso_token_file, cookie_file, certificate, address } => {
+            let [bearer, token, cookie, certificate] = [token_file, sso_token_file, cookie_file, certificate]
+                .map(|file| file.as_deref().map(read).transpose());
+            let (bearer, token, cookie, certificate) = (bearer?, token?, cookie?, certificate?);
+            let asked = Explain { listener, endpoint, bearer, token, cookie, certificate, address };
+            let explained = client.explain_access(&asked).await?;
             let mut text: Vec<String> =
                 explained.steps.iter().map(|step| format!("{:<8} {}", step.rule, step.outcome)).collect();
             text.push(match &explained.caller {

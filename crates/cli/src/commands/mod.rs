@@ -13,11 +13,7 @@ use crate::connect::client;
 use crate::output::{Failure, Output};
 
 /// Runs the command. Servers listen on the socket that came along, if one did.
-pub(crate) async fn run(
-    arguments: Arguments,
-    given: Option<std::net::TcpListener>,
-    output: Output,
-) -> Result<(), Failure> {
+pub(crate) async fn run(arguments: Arguments, given: cloister_server::Given, output: Output) -> Result<(), Failure> {
     let server = &arguments.server;
     match arguments.command {
         Command::Dev(options) => servers::dev(server, options, output).await,

@@ -32,7 +32,7 @@ pub(super) async fn dev(server: &ServerArguments, options: DevArguments, output:
 pub(super) async fn serve(
     server: &ServerArguments,
     options: ServeArguments,
-    given: Option<std::net::TcpListener>,
+    given: cloister_server::Given,
     output: Output,
 ) -> Result<(), Failure> {
     let ServeArguments { config, listen, ready_file, allow_scripted } = options;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use cloister_types::egress::AuditRecord;
 use serde_json::json;
 
 use crate::arguments::TenantCommand;
@@ -35,6 +36,20 @@ pub(super) async fn tenant(command: TenantCommand, output: Output) -> Result<(),
             output.talk(&format!("Tenant {name} may serve again."));
             Ok(())
         }
+        TenantCommand::Log { root } => {
+            let (mut after, mut last) = (0, String::new());
+            loop {
+                let page = cloister_server::acts(&root, after)?;
+                for record in page.data {
+                    output.data(&if output.json { json!(record).to_string() } else { act(&record) })?;
+                    last = record.hash;
+                }
+                let Some(next) = page.next else { break };
+                after = next;
+            }
+            output.talk(&format!("Keep the last hash, and nothing before it can be changed unseen: {last}"));
+            Ok(())
+        }
         TenantCommand::Rm { name, root } => {
             cloister_server::remove(&root, &name)?;
             output.talk(&format!("Tenant {name} is gone."));
@@ -43,10 +58,16 @@ pub(super) async fn tenant(command: TenantCommand, output: Output) -> Result<(),
     }
 }
 
+fn act(record: &AuditRecord) -> String {
+    let entry = &record.entry;
+    let words = [&entry.rule, &entry.flags.join(" "), &record.region, &entry.caller.clone().unwrap_or_default()];
+    format!("{}  {}", record.seq, words.map(String::as_str).join("  "))
+}
+
 pub(super) async fn region(
     config: &Path,
     ready_file: Option<&Path>,
-    given: Option<std::net::TcpListener>,
+    given: cloister_server::Given,
     output: Output,
 ) -> Result<(), Failure> {
     cloister_server::region(config, ready_file, given, |address| {

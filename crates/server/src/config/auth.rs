@@ -174,8 +174,10 @@ impl Auth {
         self.oidc.as_mut().and_then(|oidc| oidc.client_secret_file.as_mut()).into_iter()
     }
 
-    pub(super) fn check(&self, listen: &Listen) -> Result<(), String> {
+    /// Says what is wrong first; for these listeners.
+    pub(super) fn check(&self, listeners: &[Listen]) -> Result<(), String> {
         self.require.check()?;
+        let somewhere = |scheme| listeners.iter().any(|listen| listen.require(self).names(scheme));
         for rule in &self.mtls {
             if rule.san.is_empty() || rule.san == "*" {
                 return Err("auth.mtls: san names somebody".into());
@@ -185,17 +187,14 @@ impl Auth {
                 return Err("auth.mtls: spki is 64 hexadecimal digits".into());
             }
         }
-        if self.require.names(Scheme::Sso) && self.oidc.is_none() {
-            return Err("auth.require has sso, and auth.oidc names no identity provider".into());
-        }
         if let Some(oidc) = &self.oidc {
-            oidc.check(listen)?;
-            if !self.require.names(Scheme::Sso) {
+            oidc.check(listeners.iter().any(Listen::is_secure))?;
+            if !somewhere(Scheme::Sso) {
                 return Err("auth.oidc is set, and no list of auth.require has sso: nobody would come in by it".into());
             }
         }
         self.workload.iter().try_for_each(WorkloadRule::check)?;
-        if !self.workload.is_empty() && !self.require.names(Scheme::Bearer) {
+        if !self.workload.is_empty() && !somewhere(Scheme::Bearer) {
             return Err("auth.workload gives tokens that are shown as bearer, which no list of auth.require has".into());
         }
         match self.browser_origins.iter().find(|origin| !is_origin(origin)) {
@@ -217,7 +216,7 @@ fn check_pins(what: &str, audience: &[String], algorithms: &[Algorithm]) -> Resu
 }
 
 impl Oidc {
-    fn check(&self, listen: &Listen) -> Result<(), String> {
+    fn check(&self, secure: bool) -> Result<(), String> {
         check_pins("auth.oidc", &self.audience, &self.algorithms)?;
         if self.roles.is_empty() {
             return Err("auth.oidc.roles says what members of a group are: nobody would be anything".into());
@@ -228,7 +227,7 @@ impl Oidc {
         if (self.client_id.is_some() || self.cli_client_id.is_some()) && self.public_url.is_none() {
             return Err("auth.oidc needs public_url for sign-in: where people are sent back to".into());
         }
-        if self.client_id.is_some() && !listen.is_secure() {
+        if self.client_id.is_some() && !secure {
             return Err("sign-in with a browser needs TLS: set listen.tls_cert and listen.tls_key".into());
         }
         if self.public_url.as_ref().is_some_and(|url| !is_origin(url) || !url.starts_with("https://")) {

@@ -18,7 +18,20 @@ impl Config {
         if !plain(&self.tenant, 63, b"-") {
             return Err(format!("tenant {:?} must be 1 to 63 of a-z, 0-9 and -", self.tenant));
         }
-        self.listen.check(&self.auth)?;
+        if let Some(acme) = &self.listen.acme {
+            acme.check(&self.listen)?;
+        }
+        let listeners = self.all_listeners();
+        for (at, listen) in listeners.iter().enumerate() {
+            listen.check(&self.auth).map_err(|why| if at == 0 { why } else { format!("listener {at}: {why}") })?;
+            if listen.address.port() != 0 && listeners[..at].iter().any(|other| other.address == listen.address) {
+                return Err(format!("two listeners have the address {}", listen.address));
+            }
+        }
+        if self.listeners.iter().any(|other| other.acme.is_some()) {
+            return Err("certificates are got for listen.acme alone; other listeners use them as well".into());
+        }
+        self.auth.check(&listeners)?;
         let mut names = BTreeMap::new();
         for model in &self.models {
             if !plain(&model.name.to_ascii_lowercase(), 64, b"._-") || model.name.starts_with('.') {

@@ -1,9 +1,9 @@
-//! `[listen]`: how callers come in.
+//! `[listen]` and `[[listener]]`: how callers come in.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use cloister_api::Scheme;
+use cloister_api::{Require, Scheme};
 use cloister_types::Host;
 use ipnet::IpNet;
 use serde::de::value::MapAccessDeserializer;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Auth;
 
-/// `[listen]`; an address alone is one as well.
+/// `[listen]`, where an address alone is one as well; or one of `[[listener]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Listen {
@@ -46,6 +46,9 @@ pub struct Listen {
     /// or the number of Azure or Google. Nobody else may then.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub endpoint_ids: Vec<String>,
+    /// Which schemes suffice here, if not those of `auth.require`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require: Option<Require>,
 }
 
 /// `[listen.acme]`: an authority that gives certificates to whoever shows that they
@@ -92,6 +95,7 @@ impl Default for Listen {
             proxy_protocol: ProxyProtocol::Off,
             trusted_proxies: Vec::new(),
             endpoint_ids: Vec::new(),
+            require: None,
         }
     }
 }
@@ -132,7 +136,8 @@ pub(super) fn address_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Re
 }
 
 impl Acme {
-    fn check(&self, listen: &Listen) -> Result<(), String> {
+    /// Says what is wrong first.
+    pub(super) fn check(&self, listen: &Listen) -> Result<(), String> {
         if listen.tls_cert.is_some() {
             return Err("listen.acme gets certificates: leave listen.tls_cert and listen.tls_key out".into());
         }
@@ -157,6 +162,20 @@ impl Listen {
         [tls_cert, tls_key, client_ca, client_crl].into_iter().flatten().chain(extra_ca)
     }
 
+    /// Which schemes suffice here.
+    pub(crate) fn require<'a>(&'a self, auth: &'a Auth) -> &'a Require {
+        self.require.as_ref().unwrap_or(&auth.require)
+    }
+
+    /// Has what it does not say of certificates from the first one.
+    pub(super) fn like(mut self, first: &Self) -> Self {
+        if !self.is_secure() {
+            (self.tls_cert, self.tls_key) = (first.tls_cert.clone(), first.tls_key.clone());
+            self.acme.clone_from(&first.acme);
+        }
+        self
+    }
+
     /// Is there TLS?
     pub(super) fn is_secure(&self) -> bool {
         self.tls_cert.is_some() || self.acme.is_some()
@@ -166,9 +185,6 @@ impl Listen {
     pub(super) fn check(&self, auth: &Auth) -> Result<(), String> {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("listen.tls_cert and listen.tls_key go together".into());
-        }
-        if let Some(acme) = &self.acme {
-            acme.check(self)?;
         }
         if !self.is_secure() && (self.client_ca.is_some() || self.client_crl.is_some()) {
             return Err("client certificates need TLS: set listen.tls_cert and listen.tls_key".into());
@@ -185,9 +201,14 @@ impl Listen {
         if self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_empty() {
             return Err("listen.proxy_protocol needs listen.trusted_proxies: whom to believe".into());
         }
-        if auth.require.names(Scheme::Mtls) && self.client_ca.is_none() {
+        let require = self.require(auth);
+        require.check()?;
+        if require.names(Scheme::Mtls) && self.client_ca.is_none() {
             return Err("auth.require has mtls, and listen.client_ca names no authority".into());
         }
-        auth.check(self)
+        if require.names(Scheme::Sso) && auth.oidc.is_none() {
+            return Err("auth.require has sso, and auth.oidc names no identity provider".into());
+        }
+        Ok(())
     }
 }

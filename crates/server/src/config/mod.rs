@@ -36,6 +36,9 @@ pub struct Config {
     /// Where the API listens.
     #[serde(deserialize_with = "listen::address_or_table")]
     pub listen: Listen,
+    /// Where else, and how callers come in there.
+    #[serde(rename = "listener", skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Listen>,
     /// How callers show who they are.
     pub auth: Auth,
     /// The data directory.
@@ -235,6 +238,7 @@ impl Default for Config {
             tenant: "dev".into(),
             region: None,
             listen: Listen::default(),
+            listeners: Vec::new(),
             auth: Auth::default(),
             data: None,
             memory_hint: true,
@@ -268,10 +272,17 @@ impl Config {
         let paths = paths.chain(kms.as_mut().map(Kms::file));
         let paths = paths.chain(config.egress.extra_ca.as_mut());
         let paths = paths.chain(key_file.as_mut()).chain(previous_key_file.as_mut()).chain(guard_file.as_mut());
-        for path in paths.chain(config.listen.paths()).chain(config.auth.paths()) {
+        let paths = paths.chain(config.listen.paths()).chain(config.listeners.iter_mut().flat_map(Listen::paths));
+        for path in paths.chain(config.auth.paths()) {
             *path = folder.join(&*path);
         }
         config.check().map_err(|error| bad(&error))?;
         Ok(config)
+    }
+
+    /// All listeners, `[listen]` first. Those that say nothing of certificates have its.
+    pub(crate) fn all_listeners(&self) -> Vec<Listen> {
+        let others = self.listeners.iter().map(|other| other.clone().like(&self.listen));
+        std::iter::once(self.listen.clone()).chain(others).collect()
     }
 }

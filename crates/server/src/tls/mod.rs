@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime};
 
 use cloister_api::{Require, Scheme};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{Acceptor, ClientHello, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use crate::ServerError;
 use crate::config::Listen;
@@ -52,7 +53,7 @@ impl Tls {
             return Ok(None);
         };
         let files = Files { certificate, key, listen: listen.clone(), require: require.clone() };
-        let mut seen = files.stamps();
+        let (mut seen, mut ended) = (files.stamps(), false);
         let first = match files.config() {
             Ok(config) => Some(config),
             Err(error) if answers.is_none() => return Err(error),
@@ -69,12 +70,18 @@ impl Tls {
             loop {
                 tokio::time::sleep(LOOK).await;
                 let Some(kept) = kept.upgrade() else { return };
+                if files.list_has_ended() && !std::mem::replace(&mut ended, true) {
+                    tracing::error!(
+                        "a list in listen.client_crl is past its nextUpdate: certificates of its authority are refused"
+                    );
+                }
                 let now = files.stamps();
                 if now == seen {
                     continue;
                 }
                 match files.config() {
                     Ok(config) => {
+                        ended = false;
                         *kept.write().unwrap_or_else(PoisonError::into_inner) = Some(config);
                         tracing::info!("new certificates are in use");
                         seen = now;
@@ -129,6 +136,16 @@ impl Files {
         files.into_iter().map(|path| path.and_then(stamp)).collect()
     }
 
+    /// Is one of the lists of revoked certificates so old that there should be another?
+    fn list_has_ended(&self) -> bool {
+        let lists = self.listen.client_crl.as_deref().map(revoked).transpose().unwrap_or_default().unwrap_or_default();
+        lists.iter().any(|list| {
+            let list = CertificateRevocationList::from_der(list).map(|(_, list)| list);
+            let next = list.ok().and_then(|list| list.next_update().map(|next| next.timestamp()));
+            next.is_some_and(|next| next < UnixTime::now().as_secs().cast_signed())
+        })
+    }
+
     fn config(&self) -> Result<Arc<ServerConfig>, ServerError> {
         let chain = certificates(&self.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| bad(&self.key, &error))?;
@@ -158,6 +175,11 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError
     if found.is_empty() { Err(bad(path, &"no certificate in it")) } else { Ok(found) }
 }
 
+fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, ServerError> {
+    let lists = CertificateRevocationListDer::pem_file_iter(path).and_then(Iterator::collect);
+    lists.map_err(|error| bad(path, &error))
+}
+
 /// What finds out whether a client's certificate is good; none if none is asked
 /// for.
 pub(crate) fn client_verifier(
@@ -172,10 +194,9 @@ pub(crate) fn client_verifier(
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     if let Some(path) = &listen.client_crl {
-        let lists: Vec<_> = CertificateRevocationListDer::pem_file_iter(path)
-            .and_then(Iterator::collect)
-            .map_err(|error| bad(path, &error))?;
-        verifier = verifier.with_crls(lists).only_check_end_entity_revocation();
+        // What was revoked since the list should have been replaced, nobody knows.
+        verifier =
+            verifier.with_crls(revoked(path)?).only_check_end_entity_revocation().enforce_revocation_expiration();
     }
     if optional {
         verifier = verifier.allow_unauthenticated();

@@ -2,25 +2,27 @@
 //! handshake begins with and hands the connection, still closed, to that tenant's
 //! own server. It has no key and sees nothing that is said.
 
-use std::collections::HashMap;
+mod table;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cloister_types::Host;
-use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
+use self::table::Table;
 use crate::ServerError;
 use crate::files::write_private;
-use crate::given::listen;
+use crate::given::{Given, listen};
 use crate::proxy;
 use crate::shares::Shares;
-use crate::stamp::{Stamp, door, suspension};
+use crate::stamp::{door, suspension};
 use crate::tenant::stop_signal;
 
 /// How long a handshake's first message may take, and its most bytes.
@@ -35,76 +37,35 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 const LINGER: Duration = Duration::from_secs(10);
 /// Most bytes that are passed on at once.
 const PIECE: usize = 16 << 10;
+/// How long connections may take to end once the door is closed.
+const DRAIN: Duration = Duration::from_secs(3);
 /// Connections at once.
 const CONNECTIONS: usize = 50_000;
 
-/// The file of `cloister region`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    region: Table,
-}
-
-/// `[region]`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    name: String,
-    address: SocketAddr,
-    #[serde(default)]
-    tenant: Vec<Place>,
-}
-
-/// `[[region.tenant]]`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Place {
-    host: Host,
-    data: PathBuf,
-}
-
 /// Runs until SIGTERM or Ctrl-C. `announce` is called with the address once
-/// connections are taken.
+/// connections are taken. Whoever changes the file is heard within a second or two;
+/// connections that stand are left alone.
 ///
 /// # Errors
 /// The configuration, or a tenant that belongs to another region.
 pub async fn region(
     config: &Path,
     ready_file: Option<&Path>,
-    given: Option<std::net::TcpListener>,
+    mut given: Given,
     announce: impl FnOnce(SocketAddr),
 ) -> Result<(), ServerError> {
     let stop = stop_signal()?;
-    let bad = |error: &dyn std::fmt::Display| ServerError::Config(format!("{}: {error}", config.display()));
-    let text = std::fs::read_to_string(config).map_err(|error| bad(&error))?;
-    let File { region: Table { name, address, tenant } } = toml::from_str(&text).map_err(|error| bad(&error))?;
-    let absolute = std::path::absolute(config).map_err(|error| bad(&error))?;
-    let folder = absolute.parent().unwrap_or(Path::new("/"));
-    let mut tenants = HashMap::new();
-    let mut refused = Ok(());
-    for Place { host, data } in tenant {
-        let data = folder.join(data);
-        // One that is gone, or has spoilt its own stamp, closes nobody else's door.
-        if let Err(why) = belongs(&data, &name) {
-            tracing::error!(%host, "{why}; nobody is let through to it");
-            refused = Err(bad(&why));
-            continue;
-        }
-        if tenants.insert(host.clone(), data).is_some() {
-            return Err(bad(&format!("two tenants have the host {host}")));
-        }
-    }
-    if tenants.is_empty() {
-        refused?;
-    }
-    let listener = listen(given, address).await?;
+    let (table, address) = Table::open(config)?;
+    let given_here = given.at(address, true).map(|(_, socket)| socket);
+    given.all_used()?;
+    let listener = listen(given_here, address).await?;
     let address = listener.local_addr().map_err(ServerError::start("read the address"))?;
     if let Some(path) = ready_file {
         let ready = serde_json::json!({ "address": address }).to_string();
         write_private(path, ready.as_bytes()).map_err(ServerError::start(format!("write {}", path.display())))?;
     }
     announce(address);
-    let tenants = Arc::new(tenants);
+    let connections = TaskTracker::new();
     let (slots, shares) = (Arc::new(Semaphore::new(CONNECTIONS)), Shares::new(CONNECTIONS / 2));
     tokio::pin!(stop);
     loop {
@@ -117,7 +78,7 @@ pub async fn region(
                     continue;
                 }
             },
-            () = &mut stop => return Ok(()),
+            () = &mut stop => break,
         };
         let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
         // A balancer on this host speaks for many.
@@ -125,38 +86,28 @@ pub async fn region(
         if matches!(share, Some(None)) {
             continue;
         }
-        let tenants = tenants.clone();
-        tokio::spawn(async move {
+        let table = table.clone();
+        connections.spawn(async move {
             // However it ends, the client learns nothing but that it has ended.
-            let _ = pass(&tenants, socket, (peer, address)).await;
+            let _ = pass(&table, socket, (peer, address)).await;
             drop((slot, share));
         });
     }
+    drop(listener);
+    connections.close();
+    // Requests end meanwhile; streams are cut, and their clients resume.
+    let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
+    Ok(())
 }
 
-/// Is this the data of one of the region's tenants?
-fn belongs(data: &Path, region: &str) -> Result<(), String> {
-    match Stamp::read(data).map_err(|error| error.to_string())? {
-        Some(stamp) if stamp.region == region => Ok(()),
-        Some(Stamp { tenant, region: other, .. }) => {
-            Err(format!("tenant {tenant:?} belongs to region {other:?}, not to {region:?}"))
-        }
-        None => Err(format!("{} is no tenant's: `cloister tenant create` makes one", data.display())),
-    }
-}
-
-async fn pass(
-    tenants: &HashMap<Host, PathBuf>,
-    mut socket: TcpStream,
-    (peer, to): (SocketAddr, SocketAddr),
-) -> std::io::Result<()> {
+async fn pass(table: &Table, mut socket: TcpStream, (peer, to): (SocketAddr, SocketAddr)) -> std::io::Result<()> {
     let _ = socket.set_nodelay(true);
     // Boxed: what it takes to understand a handshake is not kept for its connection.
     let hello = tokio::time::timeout(PATIENCE, Box::pin(hello(&mut socket))).await??;
     let Some((host, bytes)) = hello else { return Ok(()) };
-    let Some(data) = tenants.get(&host) else { return Ok(()) };
+    let Some(data) = table.data(&host) else { return Ok(()) };
     let inside = tokio::select! {
-        inside = reach(data) => inside,
+        inside = reach(&data) => inside,
         () = hung_up(&socket) => None,
     };
     let Some(mut inside) = inside else { return Ok(()) };
