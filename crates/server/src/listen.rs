@@ -207,7 +207,7 @@ impl Hall {
             let greeted = tokio::time::timeout(PATIENCE, front.greet(&hall.shares, socket, peer)).await;
             let Ok(Some((stream, origin, _share))) = greeted else { return };
             let (protocols, leaving) = (hall.protocols.clone(), hall.leaving.clone());
-            let known = Known { router: hall.router.clone(), origin };
+            let known = Known::new(hall.router.clone(), origin);
             match stream {
                 Greeted::Plain(stream) => protocols.http1(known, leaving, *stream).await,
                 Greeted::Secure(stream) => match stream.get_ref().1.alpn_protocol() {

@@ -2,6 +2,8 @@
 //! from the first bytes instead costs every connection half as much memory again.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -38,8 +40,16 @@ const BUFFER: usize = 16 << 10;
 /// The router, with what is known of a connection on each of its requests.
 #[derive(Clone)]
 pub(crate) struct Known {
-    pub(crate) router: Router,
-    pub(crate) origin: Origin,
+    router: Router,
+    origin: Origin,
+    /// There was one.
+    asked: Arc<AtomicBool>,
+}
+
+impl Known {
+    pub(crate) fn new(router: Router, origin: Origin) -> Self {
+        Self { router, origin, asked: Arc::default() }
+    }
 }
 
 impl tower_service::Service<Request<Incoming>> for Known {
@@ -52,6 +62,7 @@ impl tower_service::Service<Request<Incoming>> for Known {
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        self.asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(self.origin.clone());
         tower_service::Service::call(&mut self.router, request)
     }
@@ -77,11 +88,12 @@ impl Protocols {
 
     /// Serves until the client goes, or until `leaving` and what is under way is over.
     pub(crate) async fn http1(self, known: Known, leaving: CancellationToken, stream: impl Stream) {
+        let asked = known.asked.clone();
         let connection = self.http1.serve_connection(TokioIo::new(stream), TowerToHyperService::new(known));
         tokio::pin!(connection);
         tokio::select! {
             _ = &mut connection => return,
-            () = leaving.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = left(&leaving, &asked) => connection.as_mut().graceful_shutdown(),
         }
         let _ = connection.await;
     }
@@ -89,7 +101,8 @@ impl Protocols {
     /// The same, and until nothing has been under way for long: unlike with HTTP/1.1,
     /// that is not hyper's business.
     pub(crate) async fn http2(self, known: Known, leaving: CancellationToken, stream: impl Stream) {
-        let (underway, mut seen) = watch::channel(Underway::default());
+        let (underway, mut open) = watch::channel(0);
+        let asked = known.asked.clone();
         let service = TowerToHyperService::new(known);
         let service = service_fn(move |request| {
             let open = Open::new(&underway);
@@ -100,11 +113,12 @@ impl Protocols {
         tokio::pin!(connection);
         tokio::select! {
             _ = &mut connection => return,
-            () = over(&mut seen, &leaving) => connection.as_mut().graceful_shutdown(),
+            () = left(&leaving, &asked) => connection.as_mut().graceful_shutdown(),
+            () = idle(&mut open) => connection.as_mut().graceful_shutdown(),
         }
         let ended = async {
             tokio::time::sleep(LEAVE).await;
-            let _ = seen.wait_for(|seen| seen.open == 0).await;
+            let _ = open.wait_for(|open| *open == 0).await;
         };
         tokio::select! {
             _ = &mut connection => {}
@@ -113,49 +127,38 @@ impl Protocols {
     }
 }
 
-/// Resolves when a connection is to end.
-async fn over(seen: &mut watch::Receiver<Underway>, leaving: &CancellationToken) {
-    let idle = async {
-        loop {
-            let _ = seen.wait_for(|seen| seen.open == 0).await;
-            if tokio::time::timeout(HEAD, seen.changed()).await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = idle => return,
-        () = leaving.cancelled() => {}
+/// Resolves when the server ends; a little later for whoever has just come in, who is
+/// answered once.
+async fn left(leaving: &CancellationToken, asked: &AtomicBool) {
+    leaving.cancelled().await;
+    if !asked.load(Ordering::Relaxed) {
+        tokio::time::sleep(LAST_WORD).await;
     }
-    // Whoever has just come in is answered once.
-    let _ = tokio::time::timeout(LAST_WORD, seen.wait_for(|seen| seen.asked)).await;
 }
 
-/// What is under way on a connection.
-#[derive(Default)]
-struct Underway {
-    /// Requests whose answers have not gone out whole.
-    open: usize,
-    /// There was one.
-    asked: bool,
+/// Resolves when nothing has been under way for long.
+async fn idle(open: &mut watch::Receiver<usize>) {
+    loop {
+        let _ = open.wait_for(|open| *open == 0).await;
+        if tokio::time::timeout(HEAD, open.changed()).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// A request that is under way, until this is dropped.
-struct Open(watch::Sender<Underway>);
+struct Open(watch::Sender<usize>);
 
 impl Open {
-    fn new(underway: &watch::Sender<Underway>) -> Self {
-        underway.send_modify(|underway| {
-            underway.open += 1;
-            underway.asked = true;
-        });
+    fn new(underway: &watch::Sender<usize>) -> Self {
+        underway.send_modify(|open| *open += 1);
         Self(underway.clone())
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.send_modify(|underway| underway.open -= 1);
+        self.0.send_modify(|open| *open -= 1);
     }
 }
 

@@ -213,7 +213,7 @@ impl Stack {
             None => new_key(folder.path(), &options),
         };
         let client = Client::new(&url, &key, None).expect("a client");
-        let address = url.trim_start_matches("http://").to_owned();
+        let address = url.rsplit('/').next().unwrap_or_default().to_owned();
         Self { child: Some(child), address, folder, options, url, key, client }
     }
 
@@ -221,6 +221,20 @@ impl Stack {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// What the server has said on standard error.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// URLs of all listeners, as the server says when it is ready.
+    #[must_use]
+    pub fn urls(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.folder.path().join("ready.json")).unwrap_or_default();
+        let known: Value = serde_json::from_str(&text).unwrap_or_default();
+        known["urls"].as_array().into_iter().flatten().filter_map(|url| url.as_str().map(str::to_owned)).collect()
     }
 
     /// The tenant's workspace on the host.

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::crash::Scripted;
 
-async fn serve(more: &str) -> Stack {
+pub(crate) async fn serve(more: &str) -> Stack {
     let provider = Scripted::start().await;
     let options = cloister_testkit::Options {
         serve: true,
@@ -25,7 +25,7 @@ async fn serve(more: &str) -> Stack {
 }
 
 /// A PROXY header, by hand.
-fn proxied(source: &str, tlvs: &[(u8, &[u8])]) -> Vec<u8> {
+pub(crate) fn proxied(source: &str, tlvs: &[(u8, &[u8])]) -> Vec<u8> {
     let source: std::net::IpAddr = source.parse().unwrap();
     let mut body = match source {
         std::net::IpAddr::V4(source) => [&source.octets()[..], &[127, 0, 0, 1, 0, 9, 1, 187]].concat(),
@@ -40,16 +40,25 @@ fn proxied(source: &str, tlvs: &[(u8, &[u8])]) -> Vec<u8> {
     [b"\r\n\r\n\0\r\nQUIT\n", &[0x21, family][..], &(body.len() as u16).to_be_bytes(), &body].concat()
 }
 
-/// Sends bytes before a call; the status, or 0 if nobody answers.
-async fn call(stack: &Stack, before: &[u8], path: &str, key: Option<&str>) -> u16 {
-    let address: SocketAddr = stack.url.rsplit('/').next().unwrap().parse().unwrap();
+/// Sends bytes; all that is said to them.
+pub(crate) async fn say(address: SocketAddr, bytes: &[u8]) -> String {
     let mut socket = TcpStream::connect(address).await.unwrap();
-    let bearer = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
-    let call = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{bearer}\r\n");
-    let _ = socket.write_all(&[before, call.as_bytes()].concat()).await;
+    let _ = socket.write_all(bytes).await;
     let mut said = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(5), socket.read_to_end(&mut said)).await;
-    String::from_utf8_lossy(&said).split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// Sends bytes before a call with these header lines; the status, or 0 if nobody answers.
+pub(crate) async fn call_at(address: SocketAddr, before: &[u8], path: &str, headers: &str) -> u16 {
+    let call = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+    let said = say(address, &[before, call.as_bytes()].concat()).await;
+    said.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
+async fn call(stack: &Stack, before: &[u8], path: &str, key: Option<&str>) -> u16 {
+    let bearer = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
+    call_at(stack.url.rsplit('/').next().unwrap().parse().unwrap(), before, path, &bearer).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,7 +135,7 @@ pub(crate) struct Authority {
 }
 
 /// With one name for all, a certificate would look like its own authority's.
-fn named(name: &str) -> rcgen::DistinguishedName {
+pub(crate) fn named(name: &str) -> rcgen::DistinguishedName {
     let mut names = rcgen::DistinguishedName::new();
     names.push(rcgen::DnType::CommonName, name);
     names
@@ -160,8 +169,13 @@ impl Authority {
         std::fs::write(self.path(&format!("{file}.key")), key.serialize_pem()).unwrap();
     }
 
-    fn revoke(&self, serial: u64) {
-        let (this_update, next_update) = (rcgen::date_time_ymd(2024, 1, 1), rcgen::date_time_ymd(2044, 1, 1));
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    /// Lists a certificate as revoked, in `crl.pem`, until a year begins.
+    pub(crate) fn revoke(&self, serial: u64, until: i32) {
+        let (this_update, next_update) = (rcgen::date_time_ymd(2024, 1, 1), rcgen::date_time_ymd(until, 1, 1));
         let revoked = rcgen::RevokedCertParams {
             serial_number: serial.into(),
             revocation_time: this_update,
@@ -181,7 +195,12 @@ impl Authority {
 }
 
 /// Who a caller is, with curl: status (0 if there is no connection), and answer.
-fn me(stack: &Stack, server_ca: &Path, client: Option<(&Authority, &str)>, key: Option<&str>) -> (u64, Value) {
+pub(crate) fn me(
+    stack: &Stack,
+    server_ca: &Path,
+    client: Option<(&Authority, &str)>,
+    key: Option<&str>,
+) -> (u64, Value) {
     me_at("tenant.example.test", stack.url.rsplit(':').next().unwrap(), server_ca, client, key)
 }
 
@@ -217,7 +236,7 @@ async fn client_certificates_are_worth_what_the_rules_say() {
     clients.sign("nobody", "nobody.example.test", |_| {});
     clients.sign("expired", "ci.example.test", |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
     clients.sign("revoked", "ci.example.test", |params| params.serial_number = Some(7_u64.into()));
-    clients.revoke(7);
+    clients.revoke(7, 2044);
     strangers.sign("ci", "ci.example.test", |_| {});
     let config = |require: &str| {
         format!(

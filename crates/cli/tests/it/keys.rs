@@ -263,3 +263,43 @@ async fn callers_call_as_often_as_they_may() {
     assert!(head("retry-after").unwrap().parse::<u64>().unwrap() <= 61);
     assert_eq!(with(&stack, &another, "GET", "/v1/me", &Value::Null).await.0, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_callers_together_call_as_often_as_it_may() {
+    let config = "[limits]\nrequests_per_minute = 12\ncaller_requests_per_minute = 8\n";
+    let stack = Stack::with(Options { config: Some(config.into()), ..Options::default() }).await;
+    let (_, one) = make(&stack, json!({"caller": "one", "role": "viewer"})).await;
+    let (_, another) = make(&stack, json!({"caller": "another", "role": "viewer"})).await;
+    let mut answers = Vec::new();
+    for key in [&one, &another].into_iter().cycle().take(12) {
+        answers.push(with(&stack, key, "GET", "/v1/me", &Value::Null).await.0);
+    }
+    assert_eq!(answers, [&[200; 10][..], &[429; 2]].concat(), "two calls have made the keys");
+    // Calls that show nothing take nothing from those who do.
+    let stack = Stack::with(Options { config: Some(config.into()), ..Options::default() }).await;
+    for _ in 0..20 {
+        assert_eq!(with(&stack, "nothing", "GET", "/v1/me", &Value::Null).await.0, 401);
+    }
+    assert_eq!(with(&stack, &stack.key, "GET", "/v1/me", &Value::Null).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_key_ends_when_its_time_is_over_though_the_server_was_replaced_too() {
+    let mut stack = Stack::start().await;
+    let (id, first) = make(&stack, json!({"caller": "ci", "role": "developer"})).await;
+    let path = format!("/v1/keys/{id}/rotate");
+    assert_eq!(with(&stack, &stack.key, "POST", &path, &json!({"grace": 9})).await.0, 200);
+    let rotated = std::time::Instant::now();
+    stack.kill().await;
+    let stack = stack.restart().await;
+    let session = stack.session().await;
+    let wait = cloister_testkit::script(&[json!({"tool": "bash", "input": {"command": "sleep 30"}})]);
+    let turn = stack.client.message(&session, &wait, None).await.unwrap().turn().clone();
+    let bearer = format!("Bearer {first}");
+    let events = format!("/v1/sessions/{session}/responses/{turn}/events");
+    let followed = cloister_testkit::raw(&stack.url, "GET", &events, &[("authorization", bearer.as_str())], b"").await;
+    let took = rotated.elapsed();
+    assert_eq!(followed.status, 200);
+    assert!((Duration::from_secs(8)..Duration::from_secs(20)).contains(&took), "{took:?}");
+    assert_eq!(with(&stack, &first, "GET", "/v1/me", &Value::Null).await.0, 401);
+}

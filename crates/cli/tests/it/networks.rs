@@ -111,6 +111,60 @@ async fn hosts_are_told_apart_behind_both_balancers_and_without_one() {
     assert_eq!((ask(&inside, "10.9.3.1:8443", &[]), ask(&inside, "10.9.3.1:8443", &["--haproxy-protocol"])), (0, 0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_the_regions_door_hosts_are_told_apart_all_the_same() {
+    let (server, inside, outside) = (Network::new(), Network::new(), Network::new());
+    server.join("10.9.1.1/24", &inside, "10.9.1.2/24");
+    server.join("10.9.2.1/24", &outside, "10.9.2.2/24");
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.sign("server", HOST, |_| {});
+    let key = create(folder.path());
+    let files = ["server.pem", "server.key"].map(|file| authority.path(file));
+    // By itself it hears nobody from elsewhere, and believes no balancer.
+    let config = format!(
+        "[listen]\naddress = '127.0.0.1:8443'\ntls_cert = {:?}\ntls_key = {:?}\nallow = ['10.9.1.0/24']\n{MODEL}",
+        files[0], files[1]
+    );
+    std::fs::write(folder.path().join("serve.toml"), config).unwrap();
+    let region = format!(
+        "[region]\nname = 'eu'\naddress = '0.0.0.0:443'\n[[region.tenant]]\nhost = '{HOST}'\ndata = 'tenants/acme'\n"
+    );
+    std::fs::write(folder.path().join("region.toml"), region).unwrap();
+    let serve = ["serve", "--data", "tenants/acme", "--config", "serve.toml"];
+    let _tenant = start(&server, folder.path(), "serve", &serve).await;
+    let door = start(&server, folder.path(), "region", &["region", "--config", "region.toml"]).await;
+    let ca = authority.path("ca.pem");
+    let ask = |host: &Network, at: &str, more: &[&str]| curl(host, &ca, at, Some(&key), more);
+    assert_eq!((ask(&inside, "10.9.1.1:443", &[]), ask(&outside, "10.9.2.1:443", &[])), (200, 403));
+    // The door's word counts, and nobody's before it: a header of theirs is no handshake.
+    assert_eq!(ask(&outside, "10.9.2.1:443", &["--haproxy-protocol"]), 0);
+    let audit = server
+        .command("curl")
+        .args(["-sS", "--cacert"])
+        .arg(&ca)
+        .args(["--resolve", &format!("{HOST}:443:10.9.1.1"), "--interface", "10.9.1.1"])
+        .args(["-H", &format!("authorization: Bearer {key}"), &format!("https://{HOST}:443/v1/egress?limit=1000")])
+        .output()
+        .unwrap();
+    let audit = String::from_utf8_lossy(&audit.stdout).into_owned();
+    assert!(audit.contains("address_not_allowed") && audit.contains("10.9.2.2"), "{audit}");
+    // A door that is closed lets what was asked end.
+    let slow = "import socket, ssl, sys, time\n\
+        c = ssl.create_default_context(cafile=sys.argv[1])\n\
+        s = c.wrap_socket(socket.create_connection(('10.9.1.1', 443)), server_hostname=sys.argv[2])\n\
+        s.sendall(b'GET /health HTTP/1.1\\r\\nhost: x\\r\\n')\n\
+        print('open', flush=True)\n\
+        time.sleep(1.5)\n\
+        s.sendall(b'connection: close\\r\\n\\r\\n')\n\
+        sys.exit(s.recv(64)[9:12] != b'200')\n";
+    let mut asking = inside.command("python3");
+    asking.args(["-c", slow]).arg(&ca).arg(HOST);
+    let mut asking = Running::until_said(&mut asking, "open");
+    let _ = Command::new("kill").arg(door.0.id().to_string()).status();
+    until("the door lets nobody in", || ask(&inside, "10.9.1.1:443", &[]) == 0).await;
+    assert!(asking.0.wait().unwrap().success(), "it was not answered");
+}
+
 /// Opens connections, and keeps them until its input ends.
 const FLOOD: &str = "
 import socket, sys

@@ -137,11 +137,23 @@ async fn a_person_signs_in_with_a_browser_works_and_signs_out() {
         ours,
         [&json!({"name": "__Host-cloister", "httpOnly": true, "secure": true, "sameSite": "Lax", "path": "/"})]
     );
+    // Somebody else, with a key, ends a sign-in: in the browser it is over with the next call.
+    let bearer = format!("authorization: Bearer {}", house.stack.key);
+    let run = format!(
+        "const ask = async (path, more) => await fetch(path, more);
+        const headers = {{ authorization: 'Bearer {}' }};
+        const before = (await ask('/v1/me')).status;
+        const id = (await (await ask('/v1/sign-ins', {{ headers }})).json()).data[0].id;
+        const end = () => ask('/v1/sign-ins/' + id, {{ method: 'DELETE', headers }});
+        return [before, (await end()).status, (await ask('/v1/me')).status, (await end()).status];",
+        house.stack.key
+    );
+    let said = house.browse("ada", &place, "", &run);
+    assert_eq!(said["ran"], json!([200, 204, 401, 404]), "{said}");
     // Somebody in no group that has a role is known and gets nothing.
     let eve = house.browse("eve", &place, "", "");
     assert!(eve["text"].as_str().unwrap().contains("in no group that has a role here"), "{eve}");
     assert!(!eve["cookies"].to_string().contains("__Host-cloister\""), "{eve}");
-    let bearer = format!("authorization: Bearer {}", house.stack.key);
     let (_, audit) = house.curl("GET", "/v1/egress?limit=1000", &[&bearer]);
     for rule in ["signed_in", "signed_out", "not_signed_in"] {
         assert!(audit.contains(rule), "{rule}: {audit}");

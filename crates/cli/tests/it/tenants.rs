@@ -109,6 +109,16 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
         let _ = tokio::time::timeout(Duration::from_secs(5), socket.read_to_end(&mut answer)).await.unwrap();
         assert!(answer.is_empty(), "{answer:?}");
     }
+    // What the file says of tenants, the door hears while it is open; not nonsense.
+    let table = house.root.path().join("region.toml");
+    let (shorter, _) = door.split_at(door.rfind("[[").unwrap());
+    std::fs::write(&table, shorter).unwrap();
+    until("it leads there no more", || call("other.example.test", &key(&other)) == 0).await;
+    std::fs::write(&table, "nonsense").unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(call("acme.example.test", &key(&acme)), 200);
+    std::fs::write(&table, door).unwrap();
+    until("it leads there again", || call("other.example.test", &key(&other)) == 200).await;
     // Suspended, it is reachable neither by the door nor by its own address.
     let suspended = house.run(&["tenant", "suspend", "acme", "--root", "tenants"]);
     assert!(suspended.status.success(), "{}", String::from_utf8_lossy(&suspended.stderr));
@@ -131,14 +141,57 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
     let (_next, _) = house.start("acme.json", &arguments).await;
     assert_eq!(waiting.join().unwrap(), 200);
     assert!(house.run(&["tenant", "suspend", "acme", "--root", "tenants"]).status.success());
+    let spared = ["vault.key", "tenant.db-pepper"].map(|name| {
+        let spared = house.root.path().join(name);
+        std::fs::hard_link(house.data("acme").join(name), &spared).unwrap();
+        assert!(std::fs::read(&spared).unwrap().iter().any(|byte| *byte != 0));
+        spared
+    });
     // Removed, nothing of it can be read. The door opens without it, for the others.
     assert!(house.run(&["tenant", "rm", "acme", "--root", "tenants"]).status.success());
     assert!(!house.data("acme").exists());
+    for spared in spared {
+        assert!(std::fs::read(&spared).unwrap().iter().all(|byte| *byte == 0), "{}", spared.display());
+    }
     assert!(!house.run(&["tenant", "rm", "other", "--root", "tenants"]).status.success(), "one that serves");
     let (_again, said) = house.start("again.json", &["region", "--config", "region.toml"]).await;
     let port = said["address"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
     let call = |host: &str| me_at(host, &port, &authority.path("ca.pem"), None, Some(&key(&other))).0;
     assert_eq!((call("other.example.test"), call("acme.example.test")), (200, 0));
+    // All that was done is written down, where it outlives the tenant.
+    let log = house.run(&["--json", "tenant", "log", "--root", "tenants"]);
+    let acts: Vec<Value> =
+        String::from_utf8_lossy(&log.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |tenant: &str| -> Vec<&str> {
+        let concerned = |act: &&Value| act["flags"][0] == format!("tenant:{tenant}").as_str();
+        acts.iter().filter(concerned).map(|act| act["rule"].as_str().unwrap()).collect()
+    };
+    let all = ["tenant_made", "tenant_suspended", "tenant_resumed", "tenant_suspended", "tenant_removed"];
+    assert_eq!((of("acme"), of("other")), (all.to_vec(), vec!["tenant_made"]));
+    assert!(acts.iter().all(|act| act["caller"].as_str().unwrap().starts_with("host:") && act["region"] == "eu"));
+    assert_eq!(acts[1]["previous"], acts[0]["hash"]);
+    let verified = house.run(&["--data", "tenants", "audit", "verify"]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    use std::os::unix::fs::PermissionsExt;
+    let chain = house.root.path().join("tenants/audit.db");
+    assert_eq!(std::fs::metadata(&chain).unwrap().permissions().mode() & 0o777, 0o600);
+    // What concerns one tenant, it sees itself: who has made keys at the host.
+    let data = house.data("other");
+    let made = house.run(&["--data", data.to_str().unwrap(), "key", "new", "--config", "other.toml"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let audit = Command::new("curl")
+        .args(["-sS", "-m", "10", "--cacert"])
+        .arg(authority.path("ca.pem"))
+        .args(["--resolve", &format!("other.example.test:{port}:127.0.0.1")])
+        .args(["-H", &format!("authorization: Bearer {}", key(&other))])
+        .arg(format!("https://other.example.test:{port}/v1/egress?limit=1000"))
+        .output()
+        .unwrap();
+    let audit: Value = serde_json::from_slice(&audit.stdout).unwrap();
+    let made = audit["data"].as_array().unwrap().iter().filter(|record| {
+        record["rule"] == "key_made" && record["caller"].as_str().unwrap_or_default().starts_with("host:")
+    });
+    assert_eq!(made.count(), 2, "{audit}");
 }
 
 /// What a tenant's user may do to its own data, root's commands do not follow.
@@ -318,6 +371,11 @@ async fn a_region_is_for_good() {
     assert!(why.contains("region"), "{why}");
     house.config("acme", &authority, "tenant = 'other'");
     assert!(serve_says(&house, "acme").contains("tenant"));
+    let config = house.config("acme", &authority, "");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "region = 'us'\n").unwrap();
+    let why = serve_says(&house, "acme");
+    assert!(why.contains("model \"m\" lies in region \"us\""), "{why}");
     std::fs::write(
         house.root.path().join("region.toml"),
         "[region]\nname = 'us'\naddress = '127.0.0.1:0'\n[[region.tenant]]\nhost = 'acme.example.test'\ndata = 'tenants/acme'\n",
