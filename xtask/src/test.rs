@@ -123,6 +123,11 @@ fn in_folder_of_its_own(count: &mut Count) -> Outcome {
 fn tests(count: &mut Count, folder: &Path) -> Outcome {
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
     command.env("TMPDIR", folder);
+    // Most of them wait more than they compute.
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        command.env("RUST_TEST_THREADS", (processors * 2).to_string());
+    }
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     let (mut reasons, mut failing) = (Vec::new(), false);
     for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()) {

@@ -218,9 +218,16 @@ async fn at_every_event(victim: Victim) {
     let (mut stack, undisturbed, events) = stack(&provider).await;
     let mut kills = 0;
     for at in 0..events {
-        let killed;
-        (stack, killed) = round(stack, victim, at, &undisturbed).await;
-        kills += u64::from(killed);
+        // On a busy machine a turn may be over before its event is seen here.
+        let tries = if at + 3 < events { 5 } else { 1 };
+        for _ in 0..tries {
+            let killed;
+            (stack, killed) = round(stack, victim, at, &undisturbed).await;
+            if killed {
+                kills += 1;
+                break;
+            }
+        }
     }
     assert!(kills + 3 >= events, "{victim:?}: {kills} of {events}");
 }
