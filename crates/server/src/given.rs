@@ -32,7 +32,10 @@ impl Given {
 
     /// The one for an address; where there is one place to listen at and one socket, that.
     pub(crate) fn at(&mut self, address: SocketAddr, only: bool) -> Option<(SocketAddr, Std)> {
-        let found = self.0.iter().position(|(given, _)| *given == address);
+        // systemd's `ListenStream=443` is of version 6, and takes callers of both.
+        let any = |one: &SocketAddr| one.ip().is_unspecified().then_some(one.port());
+        let fits = |given: &SocketAddr| *given == address || any(given).is_some_and(|port| any(&address) == Some(port));
+        let found = self.0.iter().position(|(given, _)| fits(given));
         let found = found.or((only && self.0.len() == 1).then_some(0))?;
         Some(self.0.remove(found))
     }

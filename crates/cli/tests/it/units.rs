@@ -172,6 +172,24 @@ async fn they_serve_limit_and_take_over_as_the_page_says() {
     let sandbox = own.session(&session.id).await.unwrap().sandbox.unwrap();
     assert_eq!([sandbox.memory.as_str(), &sandbox.cpu, &sandbox.pids], limits);
 
+    // The vault's commands have the credential as the service does. What the server had
+    // at work ends first.
+    let rotate = &blocks("sh")[1].1;
+    let mut rotated = false;
+    for _ in 0..20 {
+        let output = Command::new("sh").args(["-euc", rotate]).output().unwrap();
+        println!("{}", String::from_utf8_lossy(&output.stderr));
+        rotated = output.status.success();
+        if rotated {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    }
+    assert!(rotated);
+    assert!(!Path::new("/var/lib/cloister/acme/vault.key").exists());
+    let audit = own.audit(None, 0, 1000).await.unwrap();
+    assert!(audit.data.iter().any(|record| record.entry.rule == "vault_rotated"), "{audit:?}");
+
     systemctl(&["stop", "cloister-door.socket", "cloister-door.service"]);
     systemctl(&["stop", "cloister-acme.socket", "cloister-acme.service"]);
     assert!(std::net::TcpStream::connect("127.0.0.1:8443").is_err());
