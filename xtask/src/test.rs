@@ -39,10 +39,11 @@ const PACKAGES: [&str; 24] = [
     "testssl.sh",
     "unicode-data",
 ];
-/// Tool chains that must work in a sandbox, where it sees them: a program, and
-/// the package that has it if the machine has no other.
-const TOOLCHAINS: [(&str, &str); 7] = [
+/// Tool chains that must work in a sandbox, where it sees them (`g++` builds the
+/// fuzzer): a program, and the package that has it if the machine has no other.
+const TOOLCHAINS: [(&str, &str); 8] = [
     ("/usr/bin/cargo", "cargo"),
+    ("/usr/bin/g++", "g++"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/bin/git", "git"),
     ("/usr/bin/go", "golang-go"),

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::run::{Outcome, cargo, done, install, target};
 
-const PACKAGES: [&str; 7] = ["busybox-static", "cpio", "e2fsprogs", "kmod", "qemu-system-x86", "systemd", "xz-utils"];
+const PACKAGES: [&str; 8] =
+    ["busybox-static", "cpio", "dbus", "e2fsprogs", "kmod", "qemu-system-x86", "systemd", "xz-utils"];
 /// What depends on the present kernel.
 const KERNEL: &str = "linux-image-amd64";
 /// What the machine needs before it has its files, and what tests use.
@@ -169,7 +170,7 @@ fn second(program: &Path, tests: &[String], newer: &[PathBuf]) -> String {
         return steps + &format!("echo '{PASSED}'\noff\n");
     }
     let unit = format!(
-        "[Unit]\nSuccessAction=poweroff-force\nFailureAction=poweroff-force\n[Service]\nType=exec\n\
+        "[Unit]\nWants=dbus.socket\nAfter=dbus.socket\nSuccessAction=poweroff-force\nFailureAction=poweroff-force\n[Service]\nType=exec\n\
          Environment=HOME=/root TMPDIR=/tests CLOISTER_OWN_MACHINE=1\n\
          ExecStart=/bin/sh -c \"('{program}' --ignored {} && echo '{PASSED}'; sync) > /dev/console 2>&1\"\n",
         under_systemd.join(" ")
