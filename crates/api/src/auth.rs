@@ -220,7 +220,7 @@ async fn authenticate(api: &Api, asked: &Asked<'_>) -> Answer<Principal> {
             None => None,
         };
         if !principal.is_some_and(|principal| {
-            principal.reach.session.is_some() && principal.ends.is_some() && principal.all_roles() == [Role::Viewer]
+            principal.reach.session.is_some() && principal.is_token && principal.all_roles() == [Role::Viewer]
         }) {
             return Err(ApiError::new(
                 ErrorCode::Unauthorized,

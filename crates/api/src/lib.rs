@@ -84,11 +84,11 @@ pub trait Door: Send + Sync {
     /// rule that says so; none if endpoints do not matter.
     fn links(&self, endpoint: Option<&str>) -> Option<(bool, String)>;
 
-    /// Whose certificate it is, in PEM; with the rule that says so.
+    /// Whose certificate it is, in PEM, if anybody's; with the rule that says so.
     ///
     /// # Errors
-    /// It is nobody's, and why.
-    fn certifies(&self, pem: &str) -> Result<(Certified, String), String>;
+    /// The handshake fails with it, and why.
+    fn certifies(&self, pem: &str) -> Result<(Option<Certified>, String), String>;
 }
 
 /// The way out, as this crate sees it.

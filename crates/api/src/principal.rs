@@ -107,7 +107,7 @@ impl Principal {
     pub(crate) fn maker(&self, of_token: bool) -> Maker {
         let ids: Vec<&str> = self.by.iter().map(|(id, _)| id.as_str()).collect();
         let parent = if ids.is_empty() { self.scheme.clone() } else { ids.join(" ") };
-        Maker { proofs: self.proofs(), parent: of_token.then_some(parent) }
+        Maker { proofs: self.proofs(), parent: of_token.then_some(parent), ends: self.ends.filter(|_| of_token) }
     }
 
     /// What must stand for them to go on.

@@ -27,12 +27,12 @@ pub(crate) struct Place {
 /// # Errors
 /// A certificate cannot be used, a socket is nobody's, or one would be plain HTTP on
 /// anything but loopback.
-pub(crate) fn plan(config: &Config, mut given: Given, answers: Option<Answers>) -> Result<Vec<Place>, ServerError> {
+pub(crate) fn plan(config: &Config, given: Given, answers: Option<Answers>) -> Result<Vec<Place>, ServerError> {
     let all = config.all_listeners();
-    let only = all.len() == 1;
+    let addresses: Vec<SocketAddr> = all.iter().map(|place| place.address).collect();
     let mut places = Vec::with_capacity(all.len());
-    for place in all {
-        let (address, given) = match given.at(place.address, only) {
+    for (place, given) in all.into_iter().zip(given.assign(&addresses)?) {
+        let (address, given) = match given {
             Some((address, socket)) => (address, Some(socket)),
             None => (place.address, None),
         };
@@ -46,7 +46,6 @@ pub(crate) fn plan(config: &Config, mut given: Given, answers: Option<Answers>) 
         }
         places.push(Place { address, given, front: Front { gate: Arc::new(Gate::new(place, &config.auth)), tls } });
     }
-    given.all_used()?;
     Ok(places)
 }
 

@@ -1,6 +1,6 @@
 //! Small files of the server's own, written so that no reader sees half.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -31,6 +31,33 @@ pub(crate) fn own_file(options: &mut std::fs::OpenOptions, path: &Path) -> std::
     if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::ErrorKind::InvalidInput.into()) }
 }
 
+/// Reads a file of somebody else's: what they have put in its place is not followed, not
+/// waited for, and no more of it is read than `most` bytes.
+pub(crate) fn read_others(path: &Path, most: u64) -> std::io::Result<String> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    let mut text = String::new();
+    file.take(most).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Opens a file of a folder for writing, making it if need be; whoever's the folder is
+/// can open it next.
+pub(crate) fn make_own(folder: &Path, name: &str) -> Result<std::fs::File, ServerError> {
+    let path = folder.join(name);
+    let file = own_file(std::fs::OpenOptions::new().create(true).truncate(false).mode(0o600), &path);
+    let file = file.map_err(ServerError::start(format!("open {}", path.display())))?;
+    if rustix::process::geteuid().is_root() {
+        let about = std::fs::metadata(folder).map_err(ServerError::start(format!("look at {}", folder.display())))?;
+        std::os::unix::fs::fchown(&file, Some(about.uid()), Some(about.gid()))
+            .map_err(ServerError::start(format!("give {} away", path.display())))?;
+    }
+    Ok(file)
+}
+
 /// A data directory in use by this process alone, until this is dropped or
 /// the process ends, however it ends.
 #[derive(Debug)]
@@ -43,15 +70,7 @@ pub(crate) struct DataLock(#[expect(dead_code, reason = "held for its lock")] st
 pub(crate) fn take(data: &Path) -> Result<DataLock, ServerError> {
     let shown = data.display();
     make_private_folder(data).map_err(ServerError::start(format!("make the data directory {shown}")))?;
-    let path = data.join("lock");
-    let file = own_file(std::fs::OpenOptions::new().create(true).truncate(false).mode(0o600), &path);
-    let file = file.map_err(ServerError::start(format!("open {}", path.display())))?;
-    if rustix::process::geteuid().is_root() {
-        // Whoever's the folder is opens it next.
-        let folder = std::fs::metadata(data).map_err(ServerError::start(format!("look at {shown}")))?;
-        std::os::unix::fs::fchown(&file, Some(folder.uid()), Some(folder.gid()))
-            .map_err(ServerError::start(format!("give {} away", path.display())))?;
-    }
+    let file = make_own(data, "lock")?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(DataLock(file)),
         Err(_) => Err(ServerError::Start(format!("another server is using the data directory {shown}"))),

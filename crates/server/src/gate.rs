@@ -25,7 +25,8 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn new(listen: Listen, auth: &Auth) -> Self {
         let require = Arc::new(listen.require(auth).clone());
-        Self { listen, rules: auth.mtls.clone(), require }
+        let rules = if listen.mtls.is_empty() { auth.mtls.clone() } else { listen.mtls.clone() };
+        Self { listen, rules, require }
     }
 
     /// Finds out who is at the other end, before TLS. An error: not even that is
@@ -131,16 +132,20 @@ impl Door for Gate {
         }
     }
 
-    fn certifies(&self, pem: &str) -> Result<(Certified, String), String> {
+    fn certifies(&self, pem: &str) -> Result<(Option<Certified>, String), String> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
         let chain = chain.map_err(|error| format!("it is no certificate in PEM: {error}"))?;
         let (first, others) = chain.split_first().ok_or("there is no certificate in it")?;
         let verifier = tls::client_verifier(&self.listen, true).map_err(|error| error.to_string())?;
-        let verifier = verifier.ok_or("listen.client_ca names no authority")?;
+        let Some(verifier) = verifier else {
+            return Ok((None, "listen.client_ca names no authority, so that it is not looked at".into()));
+        };
         let verified = verifier.verify_client_cert(first, others, UnixTime::now());
         verified.map_err(|error| format!("the handshake refuses it: {error}"))?;
-        let (certified, at) = self.rule_for(Some(&chain)).ok_or("it is good, and fits no rule of auth.mtls")?;
-        Ok((certified, format!("it is good, and fits rule {at} of auth.mtls")))
+        Ok(match self.rule_for(Some(&chain)) {
+            Some((certified, at)) => (Some(certified), format!("it is good, and fits rule {at} of auth.mtls")),
+            None => (None, "it is good, and fits no rule of auth.mtls".into()),
+        })
     }
 }
 

@@ -30,19 +30,26 @@ impl Given {
         Ok(Self(all))
     }
 
-    /// The one for an address; where there is one place to listen at and one socket, that.
-    pub(crate) fn at(&mut self, address: SocketAddr, only: bool) -> Option<(SocketAddr, Std)> {
+    /// The ones for these addresses, in their order; where there is one place to listen at
+    /// and one socket, that.
+    ///
+    /// # Errors
+    /// One is left that nobody listens on.
+    pub(crate) fn assign(mut self, addresses: &[SocketAddr]) -> Result<Vec<Option<(SocketAddr, Std)>>, ServerError> {
+        if addresses.len() == 1 && self.0.len() == 1 {
+            return Ok(vec![self.0.pop()]);
+        }
+        let mut assigned: Vec<Option<(SocketAddr, Std)>> = addresses.iter().map(|_| None).collect();
         // systemd's `ListenStream=443` is of version 6, and takes callers of both.
         let any = |one: &SocketAddr| one.ip().is_unspecified().then_some(one.port());
-        let fits = |given: &SocketAddr| *given == address || any(given).is_some_and(|port| any(&address) == Some(port));
-        let found = self.0.iter().position(|(given, _)| fits(given));
-        let found = found.or((only && self.0.len() == 1).then_some(0))?;
-        Some(self.0.remove(found))
-    }
-
-    /// Says so if one is left that nobody listens on.
-    pub(crate) fn all_used(&self) -> Result<(), ServerError> {
-        let Some((address, _)) = self.0.first() else { return Ok(()) };
+        let same = |given: &SocketAddr, wanted: &SocketAddr| given == wanted;
+        let both = |given: &SocketAddr, wanted: &SocketAddr| any(given).is_some() && any(given) == any(wanted);
+        for fits in [&same as &dyn Fn(&SocketAddr, &SocketAddr) -> bool, &both] {
+            for (place, wanted) in assigned.iter_mut().zip(addresses).filter(|(place, _)| place.is_none()) {
+                *place = self.0.iter().position(|(given, _)| fits(given, wanted)).map(|at| self.0.remove(at));
+            }
+        }
+        let Some((address, _)) = self.0.first() else { return Ok(assigned) };
         Err(ServerError::Config(format!("a socket for {address} was passed, where the configuration has no listener")))
     }
 }

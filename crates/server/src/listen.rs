@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::gate::Gate;
-use crate::protocols::{Known, Protocols};
+use crate::protocols::{Known, LAST_WORD, Protocols};
 use crate::proxy;
 use crate::shares::{Share, Shares};
 use crate::tls::{self, Tls};
@@ -204,7 +204,10 @@ impl Hall {
         self.connections.spawn(async move {
             let _slot = slot;
             // Whoever takes too long, or is nobody, is not answered.
-            let greeted = tokio::time::timeout(PATIENCE, front.greet(&hall.shares, socket, peer)).await;
+            let greeted = tokio::select! {
+                greeted = tokio::time::timeout(PATIENCE, front.greet(&hall.shares, socket, peer)) => greeted,
+                () = left(&hall.leaving) => return,
+            };
             let Ok(Some((stream, origin, _share))) = greeted else { return };
             let (protocols, leaving) = (hall.protocols.clone(), hall.leaving.clone());
             let known = Known::new(hall.router.clone(), origin);
@@ -217,6 +220,13 @@ impl Hall {
             }
         });
     }
+}
+
+/// Resolves when the server has been about to end for as long as it waits for those who
+/// have not asked anything yet.
+async fn left(leaving: &CancellationToken) {
+    leaving.cancelled().await;
+    tokio::time::sleep(LAST_WORD).await;
 }
 
 /// Connections at once: three quarters of the descriptors that there are. The rest

@@ -1,9 +1,10 @@
 //! How connections are served, by the protocol that was agreed on. Finding it out
 //! from the first bytes instead costs every connection half as much memory again.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,20 +15,18 @@ use cloister_api::Origin;
 use hyper::Request;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
-use hyper::service::{Service, service_fn};
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How long a connection may be idle, or a request's head take to arrive.
-/// Clients that poll every 15 seconds keep theirs.
+/// How long a connection may be idle, or a request's head take to arrive. Clients that
+/// poll every 15 seconds keep theirs; event streams say something every ten.
 const HEAD: Duration = Duration::from_secs(75);
-/// How long a connection that is to end may take, once nothing is open on it.
-const LEAVE: Duration = Duration::from_secs(5);
+/// Looks at a connection in that time.
+const LOOKS: u32 = 5;
 /// How long one that has asked nothing yet may do so when the server ends.
-const LAST_WORD: Duration = Duration::from_secs(1);
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 /// Streams of one HTTP/2 connection: event streams live long, so more than
 /// hyper's own 200.
 const STREAMS: u32 = 1000;
@@ -42,29 +41,107 @@ const BUFFER: usize = 16 << 10;
 pub(crate) struct Known {
     router: Router,
     origin: Origin,
-    /// There was one.
-    asked: Arc<AtomicBool>,
+    work: Arc<Work>,
 }
 
 impl Known {
     pub(crate) fn new(router: Router, origin: Origin) -> Self {
-        Self { router, origin, asked: Arc::default() }
+        Self { router, origin, work: Arc::default() }
     }
 }
 
-impl tower_service::Service<Request<Incoming>> for Known {
-    type Response = <Router as tower_service::Service<Request<Incoming>>>::Response;
-    type Error = <Router as tower_service::Service<Request<Incoming>>>::Error;
-    type Future = <Router as tower_service::Service<Request<Incoming>>>::Future;
+impl Service<Request<Incoming>> for Known {
+    type Response = Response<Counted>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        tower_service::Service::<Request<Incoming>>::poll_ready(&mut self.router, context)
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let (asked, origin) = (Asked::new(&self.work), self.origin.clone());
+        request.extensions_mut().insert(origin);
+        // axum's router is ready at any time.
+        let answer = tower_service::Service::call(&mut self.router.clone(), request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            Ok(answer.map(|body| Counted { body, work: asked.0.clone() }))
+        })
+    }
+}
+
+/// What is done on a connection.
+#[derive(Default)]
+struct Work {
+    /// Requests that are not answered yet.
+    asked: AtomicUsize,
+    /// Goes up with whatever is done.
+    done: AtomicUsize,
+}
+
+impl Work {
+    fn note(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        self.asked.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(self.origin.clone());
-        tower_service::Service::call(&mut self.router, request)
+    /// Has there been anything?
+    fn is_begun(&self) -> bool {
+        self.done.load(Ordering::Relaxed) > 0
+    }
+
+    /// Resolves when nothing has been done for long, and nothing is asked: nobody has,
+    /// or nobody takes the answer.
+    async fn idle(&self) {
+        let (mut before, mut quiet) = (self.done.load(Ordering::Relaxed), 0);
+        while quiet < LOOKS {
+            tokio::time::sleep(HEAD / LOOKS).await;
+            let now = self.done.load(Ordering::Relaxed);
+            quiet = if now == before && self.asked.load(Ordering::Relaxed) == 0 { quiet + 1 } else { 0 };
+            before = now;
+        }
+    }
+}
+
+/// A request that is not answered yet, until this is dropped.
+struct Asked(Arc<Work>);
+
+impl Asked {
+    fn new(work: &Arc<Work>) -> Self {
+        work.asked.fetch_add(1, Ordering::Relaxed);
+        work.note();
+        Self(work.clone())
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.asked.fetch_sub(1, Ordering::Relaxed);
+        self.0.note();
+    }
+}
+
+/// An answer's body. It is asked for more once there is room for it, and not while the
+/// client takes nothing.
+pub(crate) struct Counted {
+    body: Body,
+    work: Arc<Work>,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = <Body as hyper::body::Body>::Data;
+    type Error = <Body as hyper::body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        self.work.note();
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -84,107 +161,56 @@ impl Protocols {
         Self { http1, http2 }
     }
 
-    // What a client does to its own connection concerns it alone.
-
-    /// Serves until the client goes, or until `leaving` and what is under way is over.
     pub(crate) async fn http1(self, known: Known, leaving: CancellationToken, stream: impl Stream) {
-        let asked = known.asked.clone();
-        let connection = self.http1.serve_connection(TokioIo::new(stream), TowerToHyperService::new(known));
-        tokio::pin!(connection);
-        tokio::select! {
-            _ = &mut connection => return,
-            () = left(&leaving, &asked) => connection.as_mut().graceful_shutdown(),
-        }
-        let _ = connection.await;
+        let work = known.work.clone();
+        serve(self.http1.serve_connection(TokioIo::new(stream), known), &work, &leaving).await;
     }
 
-    /// The same, and until nothing has been under way for long: unlike with HTTP/1.1,
-    /// that is not hyper's business.
     pub(crate) async fn http2(self, known: Known, leaving: CancellationToken, stream: impl Stream) {
-        let (underway, mut open) = watch::channel(0);
-        let asked = known.asked.clone();
-        let service = TowerToHyperService::new(known);
-        let service = service_fn(move |request| {
-            let open = Open::new(&underway);
-            let answer = service.call(request);
-            async move { answer.await.map(|answer: Response| answer.map(|body| Held { body, _open: open })) }
-        });
-        let connection = self.http2.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        tokio::select! {
-            _ = &mut connection => return,
-            () = left(&leaving, &asked) => connection.as_mut().graceful_shutdown(),
-            () = idle(&mut open) => connection.as_mut().graceful_shutdown(),
+        let work = known.work.clone();
+        serve(self.http2.serve_connection(TokioIo::new(stream), known), &work, &leaving).await;
+    }
+}
+
+/// Serves until the client goes; or until it has been idle for long, or the server
+/// leaves, and what was asked has gone out. Whoever takes nothing of that is cut off.
+async fn serve(connection: impl Connection, work: &Work, leaving: &CancellationToken) {
+    let left = async {
+        leaving.cancelled().await;
+        // Whoever has just come in is answered once.
+        if !work.is_begun() {
+            tokio::time::sleep(LAST_WORD).await;
         }
-        let ended = async {
-            tokio::time::sleep(LEAVE).await;
-            let _ = open.wait_for(|open| *open == 0).await;
-        };
-        tokio::select! {
-            _ = &mut connection => {}
-            () = ended => {}
-        }
+    };
+    tokio::pin!(connection);
+    tokio::select! {
+        // What a client does to its own connection concerns it alone.
+        _ = &mut connection => return,
+        () = left => {}
+        () = work.idle() => {}
+    }
+    connection.as_mut().leave();
+    tokio::select! {
+        _ = &mut connection => {}
+        () = work.idle() => {}
     }
 }
 
-/// Resolves when the server ends; a little later for whoever has just come in, who is
-/// answered once.
-async fn left(leaving: &CancellationToken, asked: &AtomicBool) {
-    leaving.cancelled().await;
-    if !asked.load(Ordering::Relaxed) {
-        tokio::time::sleep(LAST_WORD).await;
+/// One of hyper's.
+trait Connection: Future<Output = hyper::Result<()>> {
+    /// Takes no further request, and ends when those that there are have been answered.
+    fn leave(self: Pin<&mut Self>);
+}
+
+impl<S: Stream> Connection for http1::Connection<TokioIo<S>, Known> {
+    fn leave(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
     }
 }
 
-/// Resolves when nothing has been under way for long.
-async fn idle(open: &mut watch::Receiver<usize>) {
-    loop {
-        let _ = open.wait_for(|open| *open == 0).await;
-        if tokio::time::timeout(HEAD, open.changed()).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// A request that is under way, until this is dropped.
-struct Open(watch::Sender<usize>);
-
-impl Open {
-    fn new(underway: &watch::Sender<usize>) -> Self {
-        underway.send_modify(|open| *open += 1);
-        Self(underway.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.send_modify(|open| *open -= 1);
-    }
-}
-
-/// An answer's body, which is under way until it has gone out.
-struct Held {
-    body: Body,
-    _open: Open,
-}
-
-impl hyper::body::Body for Held {
-    type Data = <Body as hyper::body::Body>::Data;
-    type Error = <Body as hyper::body::Body>::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl<S: Stream> Connection for http2::Connection<TokioIo<S>, Known, TokioExecutor> {
+    fn leave(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::ServerError;
 use crate::audit::act;
 use crate::files::{DataLock, make_private_folder, own_file, take, write_private};
-use crate::stamp::{Stamp, suspension};
+use crate::stamp::{Stamp, is_name, suspension};
 use crate::user::HostUser;
 
 /// Where a tenant is made, before it is one.
@@ -38,32 +38,32 @@ pub struct Provisioned {
 /// A tenant, as it is listed.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed {
-    /// Name and region.
-    #[serde(flatten)]
-    pub stamp: Stamp,
-    /// `active` or `suspended`.
+    /// Its name.
+    pub tenant: String,
+    /// Its region; empty if its stamp is spoilt.
+    pub region: String,
+    /// `active`, `suspended`, or `spoilt`: its stamp is not what was written.
     pub state: &'static str,
     /// Its data directory.
     pub data: PathBuf,
-}
-
-fn is_name(text: &str) -> bool {
-    (1..=63).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 fn about(name: &str) -> String {
     format!("tenant:{name}")
 }
 
-fn of(root: &Path, name: &str) -> Result<(PathBuf, Stamp), ServerError> {
+/// A tenant's data, and its region as far as its stamp says it: what the tenant has done
+/// to that keeps nobody from closing it.
+fn of(root: &Path, name: &str) -> Result<(PathBuf, String), ServerError> {
     if !is_name(name) {
         return Err(ServerError::Config(format!("tenant {name:?} must be 1 to 63 of a-z, 0-9 and -")));
     }
     let data = std::path::absolute(root.join(name)).map_err(ServerError::start("find the folder"))?;
-    let stamp = Stamp::read(&data)?;
-    let absent = || ServerError::Config(format!("there is no tenant {name:?} in {}", root.display()));
-    Ok((data, stamp.ok_or_else(absent)?))
+    if !data.symlink_metadata().is_ok_and(|about| about.is_dir()) {
+        return Err(ServerError::Config(format!("there is no tenant {name:?} in {}", root.display())));
+    }
+    let stamp = Stamp::read(&data).ok().flatten();
+    Ok((data, stamp.map(|stamp| stamp.region).unwrap_or_default()))
 }
 
 /// Makes a tenant: its directory, its region for good, and a first key.
@@ -118,13 +118,20 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
     let mut all = Vec::new();
     let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     for entry in folders.filter(|entry| entry.file_name() != MAKING) {
-        let data = entry.path();
-        if let Some(stamp) = Stamp::read(&data)? {
-            let state = if suspension(&data).exists() { "suspended" } else { "active" };
-            all.push(Listed { stamp, state, data });
+        let (data, tenant) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let stamp = Stamp::read(&data);
+        if let (Ok(None), false) = (&stamp, suspension(&data).exists()) {
+            continue;
         }
+        let stamp = stamp.ok().flatten().filter(|stamp| stamp.tenant == tenant);
+        let state = match &stamp {
+            _ if suspension(&data).exists() => "suspended",
+            None => "spoilt",
+            Some(_) => "active",
+        };
+        all.push(Listed { tenant, region: stamp.map(|stamp| stamp.region).unwrap_or_default(), state, data });
     }
-    all.sort_by(|one, other| one.stamp.tenant.cmp(&other.stamp.tenant));
+    all.sort_by(|one, other| one.tenant.cmp(&other.tenant));
     Ok(all)
 }
 
@@ -133,11 +140,11 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
 /// # Errors
 /// There is none, or its server does not end.
 pub fn suspend(root: &Path, name: &str) -> Result<(), ServerError> {
-    let (data, stamp) = of(root, name)?;
-    // What closes something is done even if it cannot be written down.
-    let written = act(root, &stamp.region, "tenant_suspended", about(name));
+    let (data, region) = of(root, name)?;
     let mark = suspension(&data);
     write_private(&mark, b"").map_err(ServerError::start(format!("write {}", mark.display())))?;
+    // What closes something is done even if it cannot be written down.
+    let written = act(root, &region, "tenant_suspended", about(name));
     drop(alone(&data)?);
     written
 }
@@ -147,8 +154,8 @@ pub fn suspend(root: &Path, name: &str) -> Result<(), ServerError> {
 /// # Errors
 /// There is none.
 pub fn resume(root: &Path, name: &str) -> Result<(), ServerError> {
-    let (data, stamp) = of(root, name)?;
-    act(root, &stamp.region, "tenant_resumed", about(name))?;
+    let (data, region) = of(root, name)?;
+    act(root, &region, "tenant_resumed", about(name))?;
     take_away(&suspension(&data))
 }
 
@@ -166,17 +173,18 @@ fn take_away(mark: &Path) -> Result<(), ServerError> {
 /// # Errors
 /// There is none, it is not suspended, or something of it is at work.
 pub fn remove(root: &Path, name: &str) -> Result<(), ServerError> {
-    let (data, stamp) = of(root, name)?;
+    let (data, region) = of(root, name)?;
     if !suspension(&data).exists() {
         return Err(ServerError::Config(format!("tenant {name:?} is not suspended; suspend it first")));
     }
     let _lock = alone(&data)?;
-    act(root, &stamp.region, "tenant_removed", about(name))?;
+    let written = act(root, &region, "tenant_removed", about(name));
     for file in ["vault.key", "tenant.db-pepper"] {
         wipe(&data.join(file)).map_err(ServerError::start(format!("remove {file}")))?;
     }
     std::fs::remove_dir_all(&data).map_err(ServerError::start(format!("remove {}", data.display())))?;
-    take_away(&suspension(&data))
+    take_away(&suspension(&data))?;
+    written
 }
 
 /// Overwrites a file and removes it.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ServerError;
 use crate::config::Config;
+use crate::files::read_others;
 use crate::user::HostUser;
 
 /// What a data directory is stamped with.
@@ -20,6 +21,15 @@ pub struct Stamp {
     /// Whose its files are on this host, if it has a user of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<HostUser>,
+}
+
+/// Most bytes of a stamp. The tenant's own user could write more.
+const MOST: u64 = 4096;
+
+/// Is it the name of a tenant or of a region?
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 /// Where the stamp is.
@@ -47,13 +57,17 @@ impl Stamp {
     /// It is not what was written.
     pub fn read(data: &Path) -> Result<Option<Self>, ServerError> {
         let path = path(data);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match read_others(&path, MOST) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(ServerError::Start(format!("{}: {error}", path.display()))),
         };
-        let read = serde_json::from_str(&text);
-        read.map(Some).map_err(|error| ServerError::Start(format!("{}: {error}", path.display())))
+        let bad = |why: &dyn std::fmt::Display| ServerError::Start(format!("{}: {why}", path.display()));
+        let stamp: Self = serde_json::from_str(&text).map_err(|error| bad(&error))?;
+        if !is_name(&stamp.tenant) || !is_name(&stamp.region) {
+            return Err(bad(&"tenant and region are each 1 to 63 of a-z, 0-9 and -"));
+        }
+        Ok(Some(stamp))
     }
 
     /// Stamps a data directory.
@@ -65,18 +79,26 @@ impl Stamp {
     }
 }
 
-/// Makes a configuration that of the tenant whose the data is.
+/// Makes a configuration that of the tenant whose the data is, if it may serve.
 ///
 /// # Errors
 /// The data is another tenant's, lies in another region, or is suspended.
 pub(crate) fn adopt(config: &mut Config, data: &Path) -> Result<(), ServerError> {
-    let Some(stamp) = Stamp::read(data)? else { return Ok(()) };
     if suspension(data).exists() {
         return Err(ServerError::Start(format!(
-            "tenant {:?} is suspended; `cloister tenant resume` lets it serve again",
-            stamp.tenant
+            "the tenant of {} is suspended; `cloister tenant resume` lets it serve again",
+            data.display()
         )));
     }
+    belong(config, data)
+}
+
+/// Makes a configuration that of the tenant whose the data is.
+///
+/// # Errors
+/// The data is another tenant's, or lies in another region.
+pub(crate) fn belong(config: &mut Config, data: &Path) -> Result<(), ServerError> {
+    let Some(stamp) = Stamp::read(data)? else { return Ok(()) };
     if config.tenant != Config::default().tenant && config.tenant != stamp.tenant {
         return Err(ServerError::Config(format!(
             "the data is tenant {:?}'s, and the configuration tenant {:?}'s",

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cloister_vault::Place;
 use cloister_vault::wire::{Order, Role, Setup, send};
+use cloister_vault::{Place, VaultError};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::ServerError;
 use crate::audit::act;
 use crate::config::Config;
-use crate::files::{DataLock, take};
+use crate::files::take;
+use crate::stamp::belong;
 
 /// Longer than it takes from permitting a session to serving it.
 const NEW: Duration = Duration::from_secs(30);
@@ -82,11 +83,19 @@ impl Vault {
     }
 }
 
-/// The data is ours alone, for an act that is written down.
-fn alone(config: &Config, data: &Path, rule: &str) -> Result<(DataLock, Place), ServerError> {
-    let (lock, place) = (take(data)?, config.vault_place(data)?);
-    act(data, &place.region, rule, format!("key-file:{}", place.key_file.display()))?;
-    Ok((lock, place))
+/// Does something to a vault, while no server runs; what is done is written down first.
+fn change<T>(
+    (config, data): (&Config, &Path),
+    rule: &str,
+    does: impl FnOnce(&Place, &dyn Fn() -> std::io::Result<()>) -> Result<T, VaultError>,
+) -> Result<T, ServerError> {
+    let mut config = config.clone();
+    belong(&mut config, data)?;
+    let _lock = take(data)?;
+    let place = config.vault_place(data)?;
+    let what = format!("key-file:{}", place.key_file.display());
+    let written = || act(data, &place.region, rule, what.clone()).map_err(std::io::Error::other);
+    does(&place, &written).map_err(|error| ServerError::Start(error.to_string()))
 }
 
 /// Closes every credential with a new root key, while no server runs.
@@ -94,8 +103,7 @@ fn alone(config: &Config, data: &Path, rule: &str) -> Result<(DataLock, Place), 
 /// # Errors
 /// A server runs, or something does not open.
 pub fn rotate_vault(config: &Config, data: &Path) -> Result<usize, ServerError> {
-    let (_lock, place) = alone(config, data, "vault_rotated")?;
-    cloister_vault::rotate(&place).map_err(|error| ServerError::Start(error.to_string()))
+    change((config, data), "vault_rotated", |place, written| cloister_vault::rotate(place, written))
 }
 
 /// Opens a vault whose key is lost with a recovery key, while no server runs.
@@ -103,8 +111,7 @@ pub fn rotate_vault(config: &Config, data: &Path) -> Result<usize, ServerError> 
 /// # Errors
 /// A server runs, or it is not one of the vault's recovery keys.
 pub fn recover_vault(config: &Config, data: &Path, key: &str) -> Result<(), ServerError> {
-    let (_lock, place) = alone(config, data, "vault_recovered")?;
-    cloister_vault::recover(&place, key).map_err(|error| ServerError::Start(error.to_string()))
+    change((config, data), "vault_recovered", |place, written| cloister_vault::recover(place, key, written))
 }
 
 /// Takes the present data for the newest, while no server runs.
@@ -112,6 +119,5 @@ pub fn recover_vault(config: &Config, data: &Path, key: &str) -> Result<(), Serv
 /// # Errors
 /// A server runs, or the key does not fit.
 pub fn accept_rollback(config: &Config, data: &Path) -> Result<(), ServerError> {
-    let (_lock, place) = alone(config, data, "rollback_accepted")?;
-    cloister_vault::accept_rollback(&place).map_err(|error| ServerError::Start(error.to_string()))
+    change((config, data), "rollback_accepted", |place, written| cloister_vault::accept_rollback(place, written))
 }

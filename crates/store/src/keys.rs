@@ -25,6 +25,8 @@ pub struct Maker {
     /// For a token, which ends with its makers: their ids, or how they have shown who
     /// they are; spaces between.
     pub parent: Option<String>,
+    /// Unix seconds that the key does not outlive: the end of what they have shown.
+    pub ends: Option<f64>,
 }
 
 /// Where a key is with the hash `?1` that works at `?2`.
@@ -177,7 +179,7 @@ impl Store {
         id: &str,
         key: &ApiKey,
         what: NewKey,
-        Maker { proofs, parent }: Maker,
+        Maker { proofs, parent, ends }: Maker,
         now: f64,
     ) -> Result<Option<KeyRecord>> {
         let (id, hash) = (id.to_owned(), self.inner.pepper.hash(key));
@@ -200,7 +202,7 @@ impl Store {
                     what.role.as_str(),
                     what.session.as_ref().map(SessionId::as_str),
                     now,
-                    what.expires_in.map(|seconds| now + seconds as f64),
+                    what.expires_in.map(|seconds| now + seconds as f64).into_iter().chain(ends).reduce(f64::min),
                     parent,
                     file_access,
                     egress

@@ -1,14 +1,13 @@
 //! The audit: a chain of records, each hashed over the one before, with signed
 //! heads. Appends are grouped: one commit for all that has arrived.
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use cloister_types::egress::{Audit, AuditEntry, AuditHead, AuditRecord};
 use cloister_types::transcript::Metered;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use crate::VaultError;
 use crate::key::{Key, hex, unhex};
@@ -73,8 +72,7 @@ struct Body {
     entry: AuditEntry,
 }
 
-fn open(path: &Path) -> Result<Connection, VaultError> {
-    let db = Connection::open(path)?;
+fn prepare(db: Connection) -> Result<Connection, VaultError> {
     db.busy_timeout(std::time::Duration::from_secs(10))?;
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "FULL")?;
@@ -91,7 +89,7 @@ fn open(path: &Path) -> Result<Connection, VaultError> {
 impl Chain {
     pub(crate) fn open(path: &Path, (tenant, region): (&str, &str), key: &Key) -> Result<Self, VaultError> {
         let signer = Ed25519KeyPair::from_seed_unchecked(key.bytes()).map_err(|_| VaultError::Crypto)?;
-        Ok(Self { db: open(path)?, signer, tenant: tenant.to_owned(), region: region.to_owned() })
+        Ok(Self { db: prepare(Connection::open(path)?)?, signer, tenant: tenant.to_owned(), region: region.to_owned() })
     }
 
     /// Appends records in one commit. Another vault may be at work on the same
@@ -153,15 +151,20 @@ fn append(db: &mut Connection, region: &str, group: &[Noted]) -> Result<(), Vaul
     Ok(())
 }
 
-/// Appends an act of somebody who is at the host itself. A vault may be at work on the
-/// same chain; its next head covers it.
+/// Appends an act of somebody who is at the host itself to a chain whose file is there,
+/// if only empty. A vault may be at work on the same chain; its next head covers it.
 ///
 /// # Errors
 /// It cannot be written. What is not written down is not done.
 pub fn note(path: &Path, region: &str, entry: AuditEntry) -> Result<(), VaultError> {
-    // Like all that the vault makes, for its owner alone.
-    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-    append(&mut open(path)?, region, &[Noted { time: now(), entries: vec![entry], source: None }])
+    // SQLite takes no link for a database, wherever in the path it is.
+    let path = path.parent().unwrap_or(Path::new(".")).canonicalize()?.join(path.file_name().unwrap_or_default());
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    append(
+        &mut prepare(Connection::open_with_flags(path, flags)?)?,
+        region,
+        &[Noted { time: now(), entries: vec![entry], source: None }],
+    )
 }
 
 /// A page of a chain's records after a place, at most a thousand.
@@ -169,7 +172,7 @@ pub fn note(path: &Path, region: &str, entry: AuditEntry) -> Result<(), VaultErr
 /// # Errors
 /// It cannot be read.
 pub fn read(path: &Path, after: u64) -> Result<Audit, VaultError> {
-    let db = Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     page(&db, None, after, PAGE)
 }
 
@@ -260,7 +263,7 @@ pub struct Verified {
 /// # Errors
 /// The first fault, in words.
 pub fn verify(path: &Path, tenant: &str, kept: Option<&AuditHead>, key: Option<&str>) -> Result<Verified, String> {
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
     let db = Connection::open_with_flags(path, flags).map_err(|error| error.to_string())?;
     let mut heads: Vec<AuditHead> = rows(&db, "SELECT body FROM head ORDER BY seq")?
         .iter()

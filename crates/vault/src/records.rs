@@ -584,7 +584,7 @@ mod tests {
         assert!(open(&Records::open(&at).unwrap(), "api.example.com").unwrap().contains("second"));
         at.previous_key_file = None;
         assert!(open(&Records::open(&at).unwrap(), "api.example.com").is_ok());
-        assert_eq!(rotate(&at).unwrap(), 1);
+        assert_eq!(rotate(&at, || Ok(())).unwrap(), 1);
         assert!(open(&Records::open(&at).unwrap(), "api.example.com").unwrap().contains("second"));
         // An older database, with which what was revoked would come back.
         let snapshot = || {
@@ -604,7 +604,7 @@ mod tests {
         bring(&new);
         assert!(Records::open(&at).is_ok());
         bring(&old);
-        accept_rollback(&at).unwrap();
+        accept_rollback(&at, || Ok(())).unwrap();
         assert!(Records::open(&at).is_ok());
         std::fs::write(guard::path_for(&at.key_file), "7 0 0 00").unwrap();
         assert!(matches!(Records::open(&at), Err(VaultError::RolledBack(_))));

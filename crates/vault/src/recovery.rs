@@ -112,11 +112,15 @@ pub(crate) fn open(db: &Connection, text: &str, tenant: &str) -> Result<Key, Vau
 }
 
 /// Closes the root key with the present key file, which is made if there is none,
-/// by means of a recovery key. The vault must not be running.
+/// by means of a recovery key, once it is `written` down. The vault must not be running.
 ///
 /// # Errors
 /// It is not a recovery key of this vault's, or the data was changed by hand.
-pub fn recover(place: &Place, text: &str) -> Result<(), VaultError> {
+pub fn recover(place: &Place, text: &str, written: impl FnOnce() -> std::io::Result<()>) -> Result<(), VaultError> {
     drop(place.lock(true)?);
-    crate::root::rewrap_root(place, |db| open(db, text, &place.tenant))
+    crate::root::rewrap_root(place, |db| {
+        let root = open(db, text, &place.tenant)?;
+        written()?;
+        Ok(root)
+    })
 }

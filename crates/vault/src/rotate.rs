@@ -11,25 +11,28 @@ use crate::recovery;
 use crate::root::{AUDIT_KEY, root_about};
 use crate::version::versions;
 
-/// Takes the present database for the newest: after a restore on purpose.
+/// Takes the present database for the newest, once that is `written` down: after a
+/// restore on purpose.
 ///
 /// # Errors
 /// The key does not open it, or the guard cannot be written.
-pub fn accept_rollback(place: &Place) -> Result<(), VaultError> {
+pub fn accept_rollback(place: &Place, written: impl FnOnce() -> std::io::Result<()>) -> Result<(), VaultError> {
     drop(place.lock(true)?);
     let records = Records::unguarded(place)?;
+    written()?;
     records.mark();
     Ok(())
 }
 
-/// Makes a new root key and closes everything with it. The vault must not be
-/// running.
+/// Makes a new root key and closes everything with it, once it is `written` down. The
+/// vault must not be running.
 ///
 /// # Errors
 /// Something does not open; then nothing has changed.
-pub fn rotate(place: &Place) -> Result<usize, VaultError> {
+pub fn rotate(place: &Place, written: impl FnOnce() -> std::io::Result<()>) -> Result<usize, VaultError> {
     drop(place.lock(true)?);
     let mut records = Records::open(place)?;
+    written()?;
     let (new, kek) = (Key::random()?, kek::read(place, &place.key_file)?);
     let (about, audit) = (root_about(&place.tenant), records.audit_key()?);
     let fresh = Key::from_bytes(new.bytes())?;

@@ -51,7 +51,7 @@ pub(super) async fn for_session(
 ) -> Answer<(StatusCode, Json<MadeKey>)> {
     let session = session_id(&id)?;
     let asked: NewToken = parse(json(body).await?)?;
-    let mut new = asked.key(principal.caller.clone(), session.clone()).map_err(ApiError::invalid)?;
+    let new = asked.key(principal.caller.clone(), session.clone()).map_err(ApiError::invalid)?;
     let policies = api.doors.iter().flat_map(|door| &door.require().0);
     if !policies.into_iter().any(|all| all[..] == [Scheme::Bearer]) {
         let message = "a token would open nothing: no listener has a list of bearer alone in its policy";
@@ -64,10 +64,6 @@ pub(super) async fn for_session(
         return Err(ApiError::new(ErrorCode::Forbidden, "nobody makes a token that may more than they"));
     }
     api.sessions.get(&session).await?;
-    let now = unix_now();
-    // It does not outlive what it was made with.
-    let left = principal.ends.map_or(u64::MAX, |ends| (ends - now).max(1.0) as u64);
-    new.expires_in = new.expires_in.map(|seconds| seconds.min(left));
     let (token_id, key) = fresh(&api)?;
     act(&api, "token_made", format!("key:{token_id}"), &principal.caller).await?;
     let record = add(&api, (&token_id, &key), new, principal.maker(true)).await?;
@@ -120,7 +116,7 @@ pub(super) async fn exchange(
     let (expires_in, caller) = (new.expires_in.unwrap_or_default(), new.caller.clone());
     let (id, key) = fresh(&api)?;
     act(&api, "token_exchanged", format!("key:{id}"), &caller).await?;
-    add(&api, (&id, &key), new, Maker { proofs: Vec::new(), parent: Some(BY_EXCHANGE.into()) }).await?;
+    add(&api, (&id, &key), new, Maker { parent: Some(BY_EXCHANGE.into()), ..Maker::default() }).await?;
     let answer = Exchanged {
         access_token: key.reveal().to_owned(),
         issued_token_type: ACCESS_TOKEN.into(),
@@ -150,7 +146,8 @@ async fn vouched_for(api: &Api, token: &str) -> Result<NewKey, Rejected> {
 
 /// Explain what would become of a call, and which rule decides.
 ///
-/// What is asked about is not admitted by it, and nothing of it is kept.
+/// What is asked about is not admitted by it, and nothing of it is kept; but a use of a
+/// replaced key is counted.
 #[utoipa::path(
     post, path = "/v1/auth/explain", tag = "keys", request_body = Explain,
     responses((status = 200, body = Explained), (status = 400, body = ErrorBody))
@@ -179,9 +176,10 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, body: Body) -> Answer<J
     let certified: Option<Certified> = match certificate.as_deref().map(|pem| door.certifies(pem)) {
         Some(Ok((certified, rule))) => {
             step("mtls", rule);
-            Some(certified)
+            certified
         }
         Some(Err(why)) => {
+            allowed = false;
             step("mtls", why);
             None
         }

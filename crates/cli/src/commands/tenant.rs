@@ -21,7 +21,7 @@ pub(super) async fn tenant(command: TenantCommand, output: Output) -> Result<(),
         TenantCommand::Ls { root } => {
             let all = cloister_server::list(&root)?;
             let line = |one: &cloister_server::Listed| {
-                format!("{}  {}  {}  {}", one.stamp.tenant, one.stamp.region, one.state, one.data.display())
+                format!("{}  {}  {}  {}", one.tenant, one.region, one.state, one.data.display())
             };
             let text = all.iter().map(line).collect::<Vec<_>>().join("\n");
             output.value(&all, &text)

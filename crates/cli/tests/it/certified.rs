@@ -107,14 +107,36 @@ async fn authorities_and_lists_of_the_revoked_may_change_while_calls_go_on() {
     clients.revoke(7, 2044);
     copy(&clients, "crl.pem", &list);
     until("a certificate that was revoked is refused", || status(&clients) == 0).await;
-    // A list that should have been replaced does not say who was revoked since.
-    clients.revoke(8, 2025);
-    copy(&clients, "crl.pem", &list);
-    until("that is said", || stack.log().contains("past its nextUpdate")).await;
-    assert_eq!(status(&clients), 0);
     clients.revoke(8, 2044);
     copy(&clients, "crl.pem", &list);
     until("with a new list it is heard again", || status(&clients) == 200).await;
+    // A file without a list, or with two of one authority, is not used: nobody would be revoked.
+    let good = std::fs::read_to_string(&list).unwrap();
+    for bad in ["", "nonsense", &format!("{good}{good}")] {
+        std::fs::write(&list, bad).unwrap();
+        let said = stack.log().matches("are not used").count();
+        until("it is not used", || stack.log().matches("are not used").count() > said).await;
+        assert_eq!(status(&clients), 200, "{bad}");
+    }
+    // A list that should have been replaced does not say who was revoked since.
+    clients.revoke(8, 2025);
+    copy(&clients, "crl.pem", &list);
+    until("certificates are refused then", || status(&clients) == 0).await;
+    until("that is said", || stack.log().contains("past its nextUpdate")).await;
+    clients.revoke(8, 2044);
+    copy(&clients, "crl.pem", &list);
+    until("with a new list it is heard again", || status(&clients) == 200).await;
+    // Nobody goes on with an earlier handshake.
+    let kept = servers.path("kept");
+    let shake = |how: &str| {
+        let mut client = Command::new("openssl");
+        client.args(["s_client", "-connect", stack.url.rsplit('/').next().unwrap(), how]).arg(&kept);
+        client.arg("-cert").arg(clients.path("ci.pem")).arg("-key").arg(clients.path("ci.key"));
+        let output = client.stdin(std::process::Stdio::null()).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(shake("-sess_out").contains("New, TLSv1.3"));
+    assert!(!kept.exists() || !shake("-sess_in").contains("Reused"));
     // Whoever has no certificate is not concerned by any of that.
     assert_eq!(me(&stack, &ca, None, Some(&stack.key)).0, 200);
     // Another authority in its place.

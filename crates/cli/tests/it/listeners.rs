@@ -1,16 +1,16 @@
 //! Several places to come in at, each with a policy of its own; and connections that
 //! are idle, or open when the server ends.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cloister_testkit::{Ended, Issuer, Options, Stack, executable, freeze, script, thaw, until};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 
 use crate::crash::Scripted;
-use crate::front::{Authority, call_at, proxied, say};
+use crate::front::{Authority, call_at, me_at, proxied, say};
 
 /// A server with its provider, and the addresses of all listeners.
 async fn serve(config: &str) -> (Stack, Scripted, Vec<SocketAddr>) {
@@ -108,6 +108,11 @@ async fn listeners_that_cannot_be_meant_are_refused() {
         ("[[listener]]\naddress = '127.0.0.1:0'\nrequire = [[]]\n", "at least one scheme"),
         ("[[listener]]\naddress = '127.0.0.1:0'\nrequire = [['sso']]\n", "auth.oidc"),
         ("[[listener]]\naddress = '127.0.0.1:0'\nendpoint_ids = ['x']\n", "listener 1: listen.endpoint_ids"),
+        ("[[listener]]\naddress = '127.0.0.1:0'\ntls_key = 'x'\n", "go together"),
+        (
+            "[listen]\ntls_cert = 'a'\ntls_key = 'b'\nclient_ca = 'c'\n[[listener]]\naddress = '127.0.0.1:0'\nclient_ca = 'd'\n",
+            "say whose its certificates are",
+        ),
     ] {
         let file = folder.path().join("config.toml");
         std::fs::write(&file, format!("data = 'd'\n{config}{model}")).unwrap();
@@ -115,6 +120,46 @@ async fn listeners_that_cannot_be_meant_are_refused() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(words), "{config}: {said}");
     }
+}
+
+/// Two listeners with authorities of their own: what one may sign, the other may not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_speaks_for_its_own_listener_alone() {
+    let (servers, ours, partners) = (Authority::new(), Authority::new(), Authority::new());
+    servers.sign("server", "tenant.example.test", |_| {});
+    for (authority, serial) in [(&ours, 7_u64), (&partners, 8)] {
+        authority.sign("ops", "ops.example.test", |params| params.serial_number = Some(serial.into()));
+        authority.sign("spare", "spare.example.test", |params| params.serial_number = Some(9_u64.into()));
+    }
+    ours.revoke(9, 2044);
+    let (stack, _provider, at) = serve(&format!(
+        "[listen]\naddress = '127.0.0.1:0'\ntls_cert = {:?}\ntls_key = {:?}\nclient_ca = {:?}\nclient_crl = {:?}\n\
+         [[listener]]\naddress = '127.0.0.1:0'\nclient_ca = {:?}\n\
+         [[listener.mtls]]\nsan = 'ops.example.test'\nrole = 'viewer'\ncaller = 'partner'\n\
+         [[listener]]\naddress = '127.0.0.1:0'\n\
+         [auth]\nrequire = [['mtls'], ['bearer']]\n\
+         [[auth.mtls]]\nsan = '*.example.test'\nrole = 'admin'\ncaller = 'ops'\n",
+        servers.path("server.pem"),
+        servers.path("server.key"),
+        ours.path("ca.pem"),
+        ours.path("crl.pem"),
+        partners.path("ca.pem"),
+    ))
+    .await;
+    let who = |listener: usize, authority: &Authority, name: &str| {
+        let port = at[listener].port().to_string();
+        let (status, known) =
+            me_at("tenant.example.test", &port, &servers.path("ca.pem"), Some((authority, name)), None);
+        (status, known["caller"].as_str().unwrap_or_default().to_owned())
+    };
+    let nobody = (0, String::new());
+    assert_eq!((who(0, &ours, "ops"), who(0, &partners, "ops")), ((200, "ops".into()), nobody.clone()));
+    assert_eq!((who(1, &partners, "ops"), who(1, &ours, "ops")), ((200, "partner".into()), nobody.clone()));
+    assert_eq!(who(1, &partners, "spare").0, 401, "rules of the other listener are not this one's");
+    // One that says nothing has all of it from the first: also who was revoked.
+    assert_eq!((who(2, &ours, "ops"), who(2, &ours, "spare")), ((200, "ops".into()), nobody.clone()));
+    assert_eq!((who(0, &ours, "spare"), who(2, &partners, "ops")), (nobody.clone(), nobody));
+    drop(stack);
 }
 
 /// Speaks HTTP/2 by hand: says what the server announces, then follows one request, or
@@ -224,7 +269,8 @@ async fn http2_has_limits_and_ends_when_nothing_is_asked() {
         // Streams at once, and bytes of a list of headers (RFC 9113, 6.5.2).
         assert!(settings.contains("(3, 1000)") && settings.contains("(6, 16384)"), "{settings}");
         let took: f64 = lines.last().unwrap().strip_prefix("end ").unwrap().parse().unwrap();
-        assert!((70.0..100.0).contains(&took), "{lines:?}");
+        // After 75 s in which nothing was done, as is found out every 15.
+        assert!((70.0..115.0).contains(&took), "{lines:?}");
         assert!(lines.contains(&"goaway".to_owned()), "{lines:?}");
     }
     // `:status: 200`, indexed; and whole.
@@ -254,8 +300,8 @@ async fn a_stream_over_http2_is_sent_away_and_its_turn_goes_on() {
     let path = format!("/v1/sessions/{session}/responses/{turn}/events");
     let mut follower = Framed::start(at, &servers, &path, &key, 0);
     // Somebody who is connected and has asked nothing.
-    let mut silent = tokio::net::TcpStream::connect(at).await.unwrap();
-    silent.write_all(b"\x16\x03\x01").await.unwrap();
+    let mut silent = std::net::TcpStream::connect(at).unwrap();
+    silent.write_all(b"\x16\x03\x01").unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(follower.0.try_wait().unwrap().is_none());
     let began = Instant::now();
@@ -303,16 +349,19 @@ async fn whoever_waits_in_line_when_the_server_ends_is_answered() {
     let at = at[0];
     for _ in 0..5 {
         freeze(stack.pid());
-        let asking: Vec<_> =
-            (0..40).map(|_| tokio::spawn(async move { call_at(at, b"", "/health", "").await })).collect();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut asking = Vec::new();
+        for _ in 0..40 {
+            let mut socket = std::net::TcpStream::connect(at).unwrap();
+            socket.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+            asking.push(socket);
+        }
         let _ = Command::new("kill").arg(stack.pid().to_string()).status();
         thaw(stack.pid());
-        let mut answers = Vec::new();
-        for one in asking {
-            answers.push(one.await.unwrap());
+        for mut one in asking {
+            let mut said = String::new();
+            let _ = one.read_to_string(&mut said);
+            assert!(said.starts_with("HTTP/1.1 200 "), "{said:?}");
         }
-        assert_eq!(answers, [200; 40]);
         assert_eq!(stack.terminate().await.code(), Some(0));
         stack = stack.restart().await;
     }

@@ -154,7 +154,7 @@ async fn behind_the_regions_door_hosts_are_told_apart_all_the_same() {
         s = c.wrap_socket(socket.create_connection(('10.9.1.1', 443)), server_hostname=sys.argv[2])\n\
         s.sendall(b'GET /health HTTP/1.1\\r\\nhost: x\\r\\n')\n\
         print('open', flush=True)\n\
-        time.sleep(1.5)\n\
+        time.sleep(0.5)\n\
         s.sendall(b'connection: close\\r\\n\\r\\n')\n\
         sys.exit(s.recv(64)[9:12] != b'200')\n";
     let mut asking = inside.command("python3");

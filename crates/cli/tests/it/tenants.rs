@@ -168,7 +168,9 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
     };
     let all = ["tenant_made", "tenant_suspended", "tenant_resumed", "tenant_suspended", "tenant_removed"];
     assert_eq!((of("acme"), of("other")), (all.to_vec(), vec!["tenant_made"]));
-    assert!(acts.iter().all(|act| act["caller"].as_str().unwrap().starts_with("host:") && act["region"] == "eu"));
+    let by = |act: &Value| (act["caller"].as_str().unwrap().to_owned(), act["stream"].as_str().unwrap().to_owned());
+    let us = format!("uid:{}", rustix::process::getuid().as_raw());
+    assert!(acts.iter().all(|act| by(act) == (us.clone(), "host".into()) && act["region"] == "eu"), "{acts:?}");
     assert_eq!(acts[1]["previous"], acts[0]["hash"]);
     let verified = house.run(&["--data", "tenants", "audit", "verify"]);
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
@@ -188,9 +190,11 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
         .output()
         .unwrap();
     let audit: Value = serde_json::from_slice(&audit.stdout).unwrap();
-    let made = audit["data"].as_array().unwrap().iter().filter(|record| {
-        record["rule"] == "key_made" && record["caller"].as_str().unwrap_or_default().starts_with("host:")
-    });
+    let made = audit["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|record| record["rule"] == "key_made" && record["stream"] == "host");
     assert_eq!(made.count(), 2, "{audit}");
 }
 
@@ -245,7 +249,30 @@ async fn root_is_not_led_astray_by_what_a_tenant_has_put_in_its_folder() {
         symlink(if name == "lock" { &target } else { &precious }, data.join(name)).unwrap();
         missing.push(target);
     }
+    // What it has made of its stamp keeps nobody from suspending it, or from listing the others.
+    let other = house.run(&["tenant", "create", "other", "--region", "eu", "--root", "tenants"]);
+    assert!(other.status.success());
+    for spoil in ["rm -f {}", "rm -f {}; mkfifo {}", "rm -rf {}; ln -s /dev/zero {}", "rm -f {}; mkdir {}"] {
+        let spoil = spoil.replace("{}", stamp.to_str().unwrap());
+        assert!(Command::new("sh").args(["-c", &spoil]).status().unwrap().success());
+        std::fs::rename(data.join("lock"), house.root.path().join("lock")).unwrap();
+        assert!(tenant("suspend"), "{spoil}");
+        let listed = house.run(&["--json", "tenant", "ls", "--root", "tenants"]);
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let of = |at: usize, field: &str| listed[at][field].as_str().unwrap_or_default().to_owned();
+        assert_eq!((of(0, "tenant"), of(0, "state")), ("acme".into(), "suspended".into()), "{spoil}");
+        assert_eq!((of(1, "tenant"), of(1, "state")), ("other".into(), "active".into()), "{spoil}");
+        assert!(tenant("resume"));
+        std::fs::rename(house.root.path().join("lock"), data.join("lock")).unwrap();
+    }
+    std::fs::remove_dir(&stamp).unwrap();
+    // Nor does it put words into root's log.
+    let forged = "{\"tenant\":\"acme\",\"region\":\"eu\\n9  tenant_resumed\"}";
+    std::fs::write(&stamp, forged).unwrap();
     assert!(!tenant("suspend"), "a lock that is none");
+    let log = house.run(&["tenant", "log", "--root", "tenants"]);
+    assert!(!String::from_utf8_lossy(&log.stdout).contains("9  tenant_resumed"));
+    std::fs::write(&stamp, &written).unwrap();
     std::fs::remove_file(data.join("lock")).unwrap();
     assert!(tenant("suspend"));
     // It is not the tenant that takes its suspension away.
@@ -259,7 +286,7 @@ async fn root_is_not_led_astray_by_what_a_tenant_has_put_in_its_folder() {
     create();
     let listed = house.run(&["--json", "tenant", "ls", "--root", "tenants"]);
     let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!((listed.as_array().unwrap().len(), listed[0]["state"].as_str()), (1, Some("active")));
+    assert_eq!((listed.as_array().unwrap().len(), listed[0]["state"].as_str()), (2, Some("active")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,7 +30,7 @@ pub struct Auth {
     pub browser_origins: Vec<String>,
 }
 
-/// `[[auth.mtls]]`.
+/// `[[auth.mtls]]`, or `mtls` of one listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MtlsRule {
@@ -178,15 +178,7 @@ impl Auth {
     pub(super) fn check(&self, listeners: &[Listen]) -> Result<(), String> {
         self.require.check()?;
         let somewhere = |scheme| listeners.iter().any(|listen| listen.require(self).names(scheme));
-        for rule in &self.mtls {
-            if rule.san.is_empty() || rule.san == "*" {
-                return Err("auth.mtls: san names somebody".into());
-            }
-            let digits = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if rule.spki.as_ref().is_some_and(|spki| !digits(spki)) {
-                return Err("auth.mtls: spki is 64 hexadecimal digits".into());
-            }
-        }
+        self.mtls.iter().try_for_each(MtlsRule::check)?;
         if let Some(oidc) = &self.oidc {
             oidc.check(listeners.iter().any(Listen::is_secure))?;
             if !somewhere(Scheme::Sso) {
@@ -201,6 +193,20 @@ impl Auth {
             Some(bad) => Err(format!("auth.browser_origins: {bad:?} is not https://host[:port] in small letters")),
             None => Ok(()),
         }
+    }
+}
+
+impl MtlsRule {
+    /// Says what is wrong first.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.san.is_empty() || self.san == "*" {
+            return Err("auth.mtls: san names somebody".into());
+        }
+        let digits = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if self.spki.as_ref().is_some_and(|spki| !digits(spki)) {
+            return Err("auth.mtls: spki is 64 hexadecimal digits".into());
+        }
+        Ok(())
     }
 }
 

@@ -24,6 +24,11 @@ impl Config {
         let listeners = self.all_listeners();
         for (at, listen) in listeners.iter().enumerate() {
             listen.check(&self.auth).map_err(|why| if at == 0 { why } else { format!("listener {at}: {why}") })?;
+            if listen.lacks_rules(&self.listen) {
+                return Err(format!(
+                    "listener {at} has another client_ca than [listen]: say whose its certificates are, in [[listener.mtls]]"
+                ));
+            }
             if listen.address.port() != 0 && listeners[..at].iter().any(|other| other.address == listen.address) {
                 return Err(format!("two listeners have the address {}", listen.address));
             }

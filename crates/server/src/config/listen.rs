@@ -10,7 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Auth;
+use super::{Auth, MtlsRule};
 
 /// `[listen]`, where an address alone is one as well; or one of `[[listener]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +49,9 @@ pub struct Listen {
     /// Which schemes suffice here, if not those of `auth.require`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require: Option<Require>,
+    /// Whose a client certificate is here, if not by `auth.mtls`; the first that fits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mtls: Vec<MtlsRule>,
 }
 
 /// `[listen.acme]`: an authority that gives certificates to whoever shows that they
@@ -96,6 +99,7 @@ impl Default for Listen {
             trusted_proxies: Vec::new(),
             endpoint_ids: Vec::new(),
             require: None,
+            mtls: Vec::new(),
         }
     }
 }
@@ -169,11 +173,21 @@ impl Listen {
 
     /// Has what it does not say of certificates from the first one.
     pub(super) fn like(mut self, first: &Self) -> Self {
-        if !self.is_secure() {
+        if !self.is_secure() && self.tls_key.is_none() {
             (self.tls_cert, self.tls_key) = (first.tls_cert.clone(), first.tls_key.clone());
             self.acme.clone_from(&first.acme);
         }
+        if self.client_ca.is_none() || self.client_ca == first.client_ca {
+            self.client_ca.clone_from(&first.client_ca);
+            self.client_crl = self.client_crl.or_else(|| first.client_crl.clone());
+        }
         self
+    }
+
+    /// Are its rules about another authority's certificates than those of the first? What
+    /// one authority may sign, another may not.
+    pub(super) fn lacks_rules(&self, first: &Self) -> bool {
+        self.client_ca != first.client_ca && self.mtls.is_empty()
     }
 
     /// Is there TLS?
@@ -201,6 +215,7 @@ impl Listen {
         if self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_empty() {
             return Err("listen.proxy_protocol needs listen.trusted_proxies: whom to believe".into());
         }
+        self.mtls.iter().try_for_each(MtlsRule::check)?;
         let require = self.require(auth);
         require.check()?;
         if require.names(Scheme::Mtls) && self.client_ca.is_none() {

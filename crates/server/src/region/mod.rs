@@ -51,14 +51,13 @@ const CONNECTIONS: usize = 50_000;
 pub async fn region(
     config: &Path,
     ready_file: Option<&Path>,
-    mut given: Given,
+    given: Given,
     announce: impl FnOnce(SocketAddr),
 ) -> Result<(), ServerError> {
     let stop = stop_signal()?;
     let (table, address) = Table::open(config)?;
-    let given_here = given.at(address, true).map(|(_, socket)| socket);
-    given.all_used()?;
-    let listener = listen(given_here, address).await?;
+    let given = given.assign(&[address])?.pop().flatten();
+    let listener = listen(given.map(|(_, socket)| socket), address).await?;
     let address = listener.local_addr().map_err(ServerError::start("read the address"))?;
     if let Some(path) = ready_file {
         let ready = serde_json::json!({ "address": address }).to_string();

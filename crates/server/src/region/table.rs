@@ -74,12 +74,19 @@ impl Table {
         }
         let table = Arc::new(Self { path: path.to_owned(), tenants: RwLock::new(tenants) });
         let kept = Arc::downgrade(&table);
-        tokio::spawn(async move {
+        // On a thread of its own: there may be many files, on a disk that is slow.
+        std::thread::spawn(move || {
+            let mut seen = None;
             loop {
-                tokio::time::sleep(LOOK).await;
+                std::thread::sleep(LOOK);
                 let Some(table) = kept.upgrade() else { return };
-                if changes.iter().any(|(path, before)| change(path) != *before) {
-                    changes = table.read_again(address).unwrap_or(changes);
+                let now: Vec<_> = changes.iter().map(|(path, _)| (path.clone(), change(path))).collect();
+                // Once nobody is writing any more.
+                if now != changes && seen.as_ref() == Some(&now) {
+                    changes = table.read_again(address).unwrap_or(now);
+                    seen = None;
+                } else {
+                    seen = Some(now);
                 }
             }
         });
@@ -91,8 +98,8 @@ impl Table {
         self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
     }
 
-    /// Goes by the file as it is now. None, and the tenants stay as they are, if it
-    /// cannot be used: half of a change, perhaps, whose other half is waited for.
+    /// Goes by the file as it is now. None, and the tenants stay as they are until it
+    /// changes again, if it cannot be used.
     fn read_again(&self, address: SocketAddr) -> Option<Vec<(PathBuf, Change)>> {
         match read(&self.path) {
             Ok(read) => {

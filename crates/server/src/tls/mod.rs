@@ -4,6 +4,7 @@
 #[cfg_attr(not(feature = "acme"), path = "no_acme.rs")]
 pub(crate) mod acme;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,7 +14,7 @@ use cloister_api::{Require, Scheme};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{Acceptor, ClientHello, WebPkiClientVerifier};
+use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::server::TlsStream;
@@ -53,9 +54,13 @@ impl Tls {
             return Ok(None);
         };
         let files = Files { certificate, key, listen: listen.clone(), require: require.clone() };
-        let (mut seen, mut ended) = (files.stamps(), false);
+        let mut seen = files.stamps();
+        let mut ends = None;
         let first = match files.config() {
-            Ok(config) => Some(config),
+            Ok((config, next)) => {
+                ends = next;
+                Some(config)
+            }
             Err(error) if answers.is_none() => return Err(error),
             Err(error) => {
                 // Whoever answers gets another certificate, but no other authorities of clients.
@@ -70,7 +75,8 @@ impl Tls {
             loop {
                 tokio::time::sleep(LOOK).await;
                 let Some(kept) = kept.upgrade() else { return };
-                if files.list_has_ended() && !std::mem::replace(&mut ended, true) {
+                if ends.is_some_and(|ends| ends < UnixTime::now().as_secs().cast_signed()) {
+                    ends = None;
                     tracing::error!(
                         "a list in listen.client_crl is past its nextUpdate: certificates of its authority are refused"
                     );
@@ -80,8 +86,8 @@ impl Tls {
                     continue;
                 }
                 match files.config() {
-                    Ok(config) => {
-                        ended = false;
+                    Ok((config, next)) => {
+                        ends = next;
                         *kept.write().unwrap_or_else(PoisonError::into_inner) = Some(config);
                         tracing::info!("new certificates are in use");
                         seen = now;
@@ -136,17 +142,8 @@ impl Files {
         files.into_iter().map(|path| path.and_then(stamp)).collect()
     }
 
-    /// Is one of the lists of revoked certificates so old that there should be another?
-    fn list_has_ended(&self) -> bool {
-        let lists = self.listen.client_crl.as_deref().map(revoked).transpose().unwrap_or_default().unwrap_or_default();
-        lists.iter().any(|list| {
-            let list = CertificateRevocationList::from_der(list).map(|(_, list)| list);
-            let next = list.ok().and_then(|list| list.next_update().map(|next| next.timestamp()));
-            next.is_some_and(|next| next < UnixTime::now().as_secs().cast_signed())
-        })
-    }
-
-    fn config(&self) -> Result<Arc<ServerConfig>, ServerError> {
+    /// What they come to, and until when (Unix seconds) no list of the revoked is too old.
+    fn config(&self) -> Result<(Arc<ServerConfig>, Option<i64>), ServerError> {
         let chain = certificates(&self.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| bad(&self.key, &error))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -161,7 +158,15 @@ impl Files {
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|error| bad(&self.certificate, &error))?;
         config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        let mut ends = None;
+        if let Some(path) = &self.listen.client_crl {
+            // Whoever goes on with an earlier handshake shows no certificate again: who has
+            // been revoked since would not be found out.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            ends = revoked(path)?.1;
+        }
+        Ok((Arc::new(config), ends))
     }
 }
 
@@ -175,9 +180,22 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError
     if found.is_empty() { Err(bad(path, &"no certificate in it")) } else { Ok(found) }
 }
 
-fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, ServerError> {
+/// A file's lists of revoked certificates, and when the first of them ends (Unix
+/// seconds). There is one at least, and one at most of each authority: of several, the
+/// first alone would count.
+fn revoked(path: &Path) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<i64>), ServerError> {
     let lists = CertificateRevocationListDer::pem_file_iter(path).and_then(Iterator::collect);
-    lists.map_err(|error| bad(path, &error))
+    let lists: Vec<CertificateRevocationListDer<'static>> = lists.map_err(|error| bad(path, &error))?;
+    let (mut issuers, mut ends) = (HashSet::new(), None);
+    for list in &lists {
+        let (_, list) = CertificateRevocationList::from_der(list).map_err(|error| bad(path, &error))?;
+        if !issuers.insert(list.issuer().as_raw().to_vec()) {
+            return Err(bad(path, &"two lists of one authority in it: leave the newest"));
+        }
+        let next = list.next_update().map(|next| next.timestamp());
+        ends = ends.into_iter().chain(next).min();
+    }
+    if lists.is_empty() { Err(bad(path, &"no list of revoked certificates in it")) } else { Ok((lists, ends)) }
 }
 
 /// What finds out whether a client's certificate is good; none if none is asked
@@ -196,7 +214,7 @@ pub(crate) fn client_verifier(
     if let Some(path) = &listen.client_crl {
         // What was revoked since the list should have been replaced, nobody knows.
         verifier =
-            verifier.with_crls(revoked(path)?).only_check_end_entity_revocation().enforce_revocation_expiration();
+            verifier.with_crls(revoked(path)?.0).only_check_end_entity_revocation().enforce_revocation_expiration();
     }
     if optional {
         verifier = verifier.allow_unauthenticated();

@@ -46,8 +46,8 @@ pub struct AuditEntry {
     /// The session, if one is concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
-    /// `http`, `dns`, `tls`, `websocket`, `model`, `vault`, or `access`: API keys, and
-    /// callers without one.
+    /// `http`, `dns`, `tls`, `websocket`, `model`, `vault`, `access` (API keys, and callers
+    /// without one), or `host`: acts on the command line of the host itself.
     pub stream: String,
     /// What was decided.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,7 +99,7 @@ pub struct AuditEntry {
     /// What that costs, in millionths of a dollar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<u64>,
-    /// Who did it, of acts of the vault.
+    /// Who did it, of acts; at the host, `uid:` and a number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
 }
