@@ -420,6 +420,15 @@ async fn a_region_is_for_good() {
     let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!((listed[0]["tenant"].as_str(), listed[0]["region"].as_str()), (Some("acme"), Some("eu")));
     assert!(Path::new(listed[0]["data"].as_str().unwrap()).is_absolute());
+    // Whose the data is, the vault's commands find in it as the server does.
+    house.config("acme", &authority, "");
+    let arguments = ["serve", "--data", "tenants/acme", "--config", "acme.toml"];
+    drop(house.start("acme.json", &arguments).await);
+    let rotate = || house.run(&["--data", "tenants/acme", "vault", "rotate", "--config", "acme.toml"]);
+    until("the vault is rotated", || rotate().status.success()).await;
+    drop(house.start("acme.json", &arguments).await);
+    house.config("acme", &authority, "tenant = 'other'");
+    assert!(!rotate().status.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
