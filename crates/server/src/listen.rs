@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::gate::Gate;
-use crate::protocols::{Known, LAST_WORD, Protocols};
+use crate::protocols::{IDLE, Known, LAST_WORD, Protocols};
 use crate::proxy;
 use crate::shares::{Share, Shares};
 use crate::tls::{self, Tls};
@@ -156,7 +156,7 @@ pub(crate) async fn serve<T>(entrances: Vec<Entrance>, router: Router, stop: imp
     let most = most_connections();
     let hall = Arc::new(Hall {
         router,
-        protocols: Protocols::new(),
+        protocols: Protocols::new(IDLE),
         slots: Arc::new(Semaphore::new(most)),
         shares: Shares::new(most / 2),
         leaving: CancellationToken::new(),

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a connection may be idle, or a request's head take to arrive. Clients that
 /// poll every 15 seconds keep theirs; event streams say something every ten.
-const HEAD: Duration = Duration::from_secs(75);
+pub(crate) const IDLE: Duration = Duration::from_secs(75);
 /// Looks at a connection in that time.
 const LOOKS: u32 = 5;
 /// How long one that has asked nothing yet may do so when the server ends.
@@ -86,12 +86,12 @@ impl Work {
         self.done.load(Ordering::Relaxed) > 0
     }
 
-    /// Resolves when nothing has been done for long, and nothing is asked: nobody has,
+    /// Resolves when nothing has been done for so long, and nothing is asked: nobody has,
     /// or nobody takes the answer.
-    async fn idle(&self) {
+    async fn idle(&self, long: Duration) {
         let (mut before, mut quiet) = (self.done.load(Ordering::Relaxed), 0);
         while quiet < LOOKS {
-            tokio::time::sleep(HEAD / LOOKS).await;
+            tokio::time::sleep(long / LOOKS).await;
             let now = self.done.load(Ordering::Relaxed);
             quiet = if now == before && self.asked.load(Ordering::Relaxed) == 0 { quiet + 1 } else { 0 };
             before = now;
@@ -149,32 +149,34 @@ impl hyper::body::Body for Counted {
 pub(crate) struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
+    idle: Duration,
 }
 
 impl Protocols {
-    pub(crate) fn new() -> Self {
+    /// For connections that may be idle for so long.
+    pub(crate) fn new(idle: Duration) -> Self {
         let mut http1 = http1::Builder::new();
-        http1.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER);
+        http1.timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(BUFFER);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2.timer(TokioTimer::new()).max_concurrent_streams(STREAMS).max_header_list_size(HEADERS);
         http2.keep_alive_interval(Duration::from_secs(30));
-        Self { http1, http2 }
+        Self { http1, http2, idle }
     }
 
     pub(crate) async fn http1(self, known: Known, leaving: CancellationToken, stream: impl Stream) {
         let work = known.work.clone();
-        serve(self.http1.serve_connection(TokioIo::new(stream), known), &work, &leaving).await;
+        serve(self.http1.serve_connection(TokioIo::new(stream), known), &work, self.idle, &leaving).await;
     }
 
     pub(crate) async fn http2(self, known: Known, leaving: CancellationToken, stream: impl Stream) {
         let work = known.work.clone();
-        serve(self.http2.serve_connection(TokioIo::new(stream), known), &work, &leaving).await;
+        serve(self.http2.serve_connection(TokioIo::new(stream), known), &work, self.idle, &leaving).await;
     }
 }
 
 /// Serves until the client goes; or until it has been idle for long, or the server
 /// leaves, and what was asked has gone out. Whoever takes nothing of that is cut off.
-async fn serve(connection: impl Connection, work: &Work, leaving: &CancellationToken) {
+async fn serve(connection: impl Connection, work: &Work, idle: Duration, leaving: &CancellationToken) {
     let left = async {
         leaving.cancelled().await;
         // Whoever has just come in is answered once.
@@ -187,12 +189,12 @@ async fn serve(connection: impl Connection, work: &Work, leaving: &CancellationT
         // What a client does to its own connection concerns it alone.
         _ = &mut connection => return,
         () = left => {}
-        () = work.idle() => {}
+        () = work.idle(idle) => {}
     }
     connection.as_mut().leave();
     tokio::select! {
         _ = &mut connection => {}
-        () = work.idle() => {}
+        () = work.idle(idle) => {}
     }
 }
 
@@ -216,3 +218,49 @@ impl<S: Stream> Connection for http2::Connection<TokioIo<S>, Known, TokioExecuto
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    /// So long may a connection be idle here.
+    const SHORT: Duration = Duration::from_millis(250);
+
+    /// Serves one connection; the client's end of it, and what resolves with the server's.
+    fn connect() -> (DuplexStream, tokio::task::JoinHandle<Duration>) {
+        let router = Router::new()
+            .route("/large", get(|| async { vec![b'x'; 1 << 20] }))
+            .route("/late", get(|| async { tokio::time::sleep(SHORT * 6).await }));
+        let origin = Origin { address: None, allowed: true, certified: None, require: Arc::default() };
+        let (client, server) = duplex(4096);
+        let served = tokio::spawn(async move {
+            let began = Instant::now();
+            Protocols::new(SHORT).http1(Known::new(router, origin), CancellationToken::new(), server).await;
+            began.elapsed()
+        });
+        (client, served)
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_nothing_of_an_answer_is_cut_off() {
+        let (mut client, served) = connect();
+        client.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let took = tokio::time::timeout(SHORT * 40, served).await.unwrap().unwrap();
+        assert!(took >= SHORT, "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_an_answer_gets_it() {
+        let (mut client, served) = connect();
+        client.write_all(b"GET /late HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut said = String::new();
+        client.read_to_string(&mut said).await.unwrap();
+        assert!(said.starts_with("HTTP/1.1 200 "), "{said:?}");
+        assert!(served.await.unwrap() >= SHORT * 6);
+    }
+}

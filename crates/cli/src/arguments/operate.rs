@@ -112,8 +112,8 @@ pub(crate) enum AuthCommand {
     Me,
     /// Explain what would become of a call, and which rule decides.
     Explain {
-        /// Listener that it comes to, by its address in the configuration; the one of
-        /// [listen] if left out.
+        /// Listener that it comes to, by its address in the configuration; the first if
+        /// left out.
         #[arg(long)]
         listener: Option<std::net::SocketAddr>,
         /// Endpoint of a private link that it comes over.
