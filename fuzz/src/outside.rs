@@ -24,7 +24,7 @@ pub(crate) fn path(data: &[u8]) {
     let lower = once.to_ascii_lowercase();
     assert!(!["%00", "%0a", "%0d", "%7f"].iter().any(|hidden| lower.contains(hidden)));
     if strict {
-        assert!(!["%2f", "%5c", "%2e", "%252", "%255", "//"].iter().any(|way| lower.contains(way)));
+        assert!(!["%2f", "%5c", "%2e", "%252e", "%252f", "%255c", "%2525", "//"].iter().any(|way| lower.contains(way)));
         assert!(!without_parameters(&once).split('/').any(|segment| segment == ".." || segment == "."));
     }
 }

@@ -144,9 +144,9 @@ fn mtls(certified: Option<Certified>) -> Shown {
         }
         Some(Certified { caller, role, ends }) => {
             let principal = Principal { ends: Some(ends), ..Principal::new(caller, vec![role], "mtls") };
-            Shown::somebody(Scheme::Mtls, principal, "the certificate fits a rule of auth.mtls")
+            Shown::somebody(Scheme::Mtls, principal, "the certificate fits a rule")
         }
-        None => Shown::nobody(Scheme::Mtls, "no certificate came along that fits a rule of auth.mtls"),
+        None => Shown::nobody(Scheme::Mtls, "no certificate came along that fits a rule"),
     }
 }
 

@@ -142,9 +142,10 @@ impl Door for Gate {
         };
         let verified = verifier.verify_client_cert(first, others, UnixTime::now());
         verified.map_err(|error| format!("the handshake refuses it: {error}"))?;
+        let rules = if self.listen.mtls.is_empty() { "auth.mtls" } else { "the listener's mtls" };
         Ok(match self.rule_for(Some(&chain)) {
-            Some((certified, at)) => (Some(certified), format!("it is good, and fits rule {at} of auth.mtls")),
-            None => (None, "it is good, and fits no rule of auth.mtls".into()),
+            Some((certified, at)) => (Some(certified), format!("it is good, and fits rule {at} of {rules}")),
+            None => (None, format!("it is good, and fits no rule of {rules}")),
         })
     }
 }

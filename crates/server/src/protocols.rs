@@ -5,11 +5,11 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::response::Response;
 use cloister_api::Origin;
 use hyper::Request;
@@ -35,6 +35,9 @@ const HEADERS: u32 = 16 << 10;
 /// Most bytes of a connection's buffer, and so of a head with HTTP/1.1; bodies pass
 /// through it in pieces. Ten thousand open streams each have one.
 const BUFFER: usize = 16 << 10;
+
+/// Most bytes of an answer that are handed over at once.
+const PIECE: usize = 64 << 10;
 
 /// The router, with what is known of a connection on each of its requests.
 #[derive(Clone)]
@@ -62,7 +65,7 @@ impl Service<Request<Incoming>> for Known {
         let answer = tower_service::Service::call(&mut self.router.clone(), request);
         Box::pin(async move {
             let answer = answer.await?;
-            Ok(answer.map(|body| Counted { body, work: asked.0.clone() }))
+            Ok(answer.map(|body| Counted { body, rest: Bytes::new(), work: asked.0.clone() }))
         })
     }
 }
@@ -117,10 +120,12 @@ impl Drop for Asked {
     }
 }
 
-/// An answer's body. It is asked for more once there is room for it, and not while the
-/// client takes nothing.
+/// An answer's body, in pieces. It is asked for the next one once there is room for it,
+/// and not while the client takes nothing.
 pub(crate) struct Counted {
     body: Body,
+    /// Of what the body has given.
+    rest: Bytes,
     work: Arc<Work>,
 }
 
@@ -133,15 +138,29 @@ impl hyper::body::Body for Counted {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         self.work.note();
-        Pin::new(&mut self.body).poll_frame(context)
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)).transpose()?.map(Frame::into_data) {
+                Some(Ok(data)) => self.rest = data,
+                Some(Err(other)) => return Poll::Ready(Some(Ok(other))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, hint) = (self.rest.len() as u64, self.body.size_hint());
+        let mut whole = SizeHint::new();
+        whole.set_lower(hint.lower() + rest);
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper + rest);
+        }
+        whole
     }
 }
 

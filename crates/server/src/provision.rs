@@ -1,5 +1,6 @@
 //! Tenants of a host: made, listed, suspended, removed.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,11 +10,13 @@ use cloister_types::access::{NewKey, Role};
 use serde::Serialize;
 
 use crate::ServerError;
-use crate::audit::act;
+use crate::audit::{act, acts};
 use crate::files::{DataLock, make_private_folder, own_file, take, write_private};
 use crate::stamp::{Stamp, is_name, suspension};
 use crate::user::HostUser;
 
+/// What an act is about, as the audit says it.
+const TENANT: &str = "tenant:";
 /// Where a tenant is made, before it is one.
 const MAKING: &str = ".making";
 /// How long a server may take to hear that its tenant is suspended.
@@ -44,12 +47,15 @@ pub struct Listed {
     pub region: String,
     /// `active`, `suspended`, or `spoilt`: its stamp is not what was written.
     pub state: &'static str,
+    /// What is wrong with its stamp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Its data directory.
     pub data: PathBuf,
 }
 
 fn about(name: &str) -> String {
-    format!("tenant:{name}")
+    format!("{TENANT}{name}")
 }
 
 /// A tenant's data, and its region as far as its stamp says it: what the tenant has done
@@ -59,11 +65,31 @@ fn of(root: &Path, name: &str) -> Result<(PathBuf, String), ServerError> {
         return Err(ServerError::Config(format!("tenant {name:?} must be 1 to 63 of a-z, 0-9 and -")));
     }
     let data = std::path::absolute(root.join(name)).map_err(ServerError::start("find the folder"))?;
-    if !data.symlink_metadata().is_ok_and(|about| about.is_dir()) {
+    let stamp = Stamp::read(&data);
+    let is_one =
+        data.is_dir() && (!matches!(stamp, Ok(None)) || suspension(&data).exists() || made(root).contains(name));
+    if !is_one {
         return Err(ServerError::Config(format!("there is no tenant {name:?} in {}", root.display())));
     }
-    let stamp = Stamp::read(&data).ok().flatten();
-    Ok((data, stamp.map(|stamp| stamp.region).unwrap_or_default()))
+    Ok((data, stamp.ok().flatten().map(|stamp| stamp.region).unwrap_or_default()))
+}
+
+/// The tenants that were made in a folder, and not removed, by the chain beside them,
+/// which is not theirs.
+fn made(root: &Path) -> BTreeSet<String> {
+    let (mut all, mut after) = (BTreeSet::new(), Some(0));
+    while let Some(page) = after.and_then(|after| acts(root, after).ok()) {
+        for entry in page.data.iter().map(|record| &record.entry) {
+            let Some(name) = entry.flags.first().and_then(|flag| flag.strip_prefix(TENANT)) else { continue };
+            match entry.rule.as_str() {
+                "tenant_made" => _ = all.insert(name.to_owned()),
+                "tenant_removed" => _ = all.remove(name),
+                _ => {}
+            }
+        }
+        after = page.next;
+    }
+    all
 }
 
 /// Makes a tenant: its directory, its region for good, and a first key.
@@ -115,21 +141,24 @@ pub async fn create(root: &Path, name: &str, region: &str, user: Option<HostUser
 pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
     let root = &std::path::absolute(root).map_err(ServerError::start("find the folder"))?;
     let entries = std::fs::read_dir(root).map_err(ServerError::start(format!("read {}", root.display())))?;
-    let mut all = Vec::new();
+    let (mut all, made) = (Vec::new(), made(root));
     let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     for entry in folders.filter(|entry| entry.file_name() != MAKING) {
         let (data, tenant) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        let stamp = Stamp::read(&data);
-        if let (Ok(None), false) = (&stamp, suspension(&data).exists()) {
-            continue;
-        }
-        let stamp = stamp.ok().flatten().filter(|stamp| stamp.tenant == tenant);
-        let state = match &stamp {
-            _ if suspension(&data).exists() => "suspended",
-            None => "spoilt",
-            Some(_) => "active",
+        let suspended = suspension(&data).exists();
+        let (region, problem) = match Stamp::read(&data) {
+            Ok(Some(stamp)) if stamp.tenant == tenant => (stamp.region, None),
+            Ok(Some(stamp)) => (String::new(), Some(format!("its stamp says {:?}", stamp.tenant))),
+            Ok(None) if suspended || made.contains(&tenant) => (String::new(), Some("it has no stamp".into())),
+            Ok(None) => continue,
+            Err(error) => (String::new(), Some(error.to_string())),
         };
-        all.push(Listed { tenant, region: stamp.map(|stamp| stamp.region).unwrap_or_default(), state, data });
+        let state = match &problem {
+            _ if suspended => "suspended",
+            Some(_) => "spoilt",
+            None => "active",
+        };
+        all.push(Listed { tenant, region, state, problem, data });
     }
     all.sort_by(|one, other| one.tenant.cmp(&other.tenant));
     Ok(all)

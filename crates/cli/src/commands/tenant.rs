@@ -21,7 +21,8 @@ pub(super) async fn tenant(command: TenantCommand, output: Output) -> Result<(),
         TenantCommand::Ls { root } => {
             let all = cloister_server::list(&root)?;
             let line = |one: &cloister_server::Listed| {
-                format!("{}  {}  {}  {}", one.tenant, one.region, one.state, one.data.display())
+                let problem = one.problem.as_ref().map(|problem| format!("  {problem}")).unwrap_or_default();
+                format!("{}  {}  {}  {}{problem}", one.tenant, one.region, one.state, one.data.display())
             };
             let text = all.iter().map(line).collect::<Vec<_>>().join("\n");
             output.value(&all, &text)

@@ -109,6 +109,12 @@ async fn listeners_that_cannot_be_meant_are_refused() {
         ("[[listener]]\naddress = '127.0.0.1:0'\nrequire = [['sso']]\n", "auth.oidc"),
         ("[[listener]]\naddress = '127.0.0.1:0'\nendpoint_ids = ['x']\n", "listener 1: listen.endpoint_ids"),
         ("[[listener]]\naddress = '127.0.0.1:0'\ntls_key = 'x'\n", "go together"),
+        // Two authorities by one set of rules, though neither is that of `[listen]`.
+        (
+            "[listen]\ntls_cert = 'a'\ntls_key = 'b'\n[[listener]]\naddress = '127.0.0.1:0'\nclient_ca = 'c'\n\
+             [[listener]]\naddress = '127.0.0.1:0'\nclient_ca = 'd'\n",
+            "say whose its certificates are",
+        ),
         (
             "[listen]\ntls_cert = 'a'\ntls_key = 'b'\nclient_ca = 'c'\n[[listener]]\naddress = '127.0.0.1:0'\nclient_ca = 'd'\n",
             "say whose its certificates are",

@@ -256,16 +256,24 @@ async fn root_is_not_led_astray_by_what_a_tenant_has_put_in_its_folder() {
         let spoil = spoil.replace("{}", stamp.to_str().unwrap());
         assert!(Command::new("sh").args(["-c", &spoil]).status().unwrap().success());
         std::fs::rename(data.join("lock"), house.root.path().join("lock")).unwrap();
+        let listed = || {
+            let listed = house.run(&["--json", "tenant", "ls", "--root", "tenants"]);
+            let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+            let of = |at: usize, field: &str| listed[at][field].as_str().unwrap_or_default().to_owned();
+            assert_eq!((of(0, "tenant"), of(1, "tenant")), ("acme".into(), "other".into()), "{listed}");
+            (of(0, "state"), of(1, "state"))
+        };
+        assert_eq!(listed(), ("spoilt".into(), "active".into()), "{spoil}");
         assert!(tenant("suspend"), "{spoil}");
-        let listed = house.run(&["--json", "tenant", "ls", "--root", "tenants"]);
-        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
-        let of = |at: usize, field: &str| listed[at][field].as_str().unwrap_or_default().to_owned();
-        assert_eq!((of(0, "tenant"), of(0, "state")), ("acme".into(), "suspended".into()), "{spoil}");
-        assert_eq!((of(1, "tenant"), of(1, "state")), ("other".into(), "active".into()), "{spoil}");
+        assert_eq!(listed(), ("suspended".into(), "active".into()), "{spoil}");
         assert!(tenant("resume"));
         std::fs::rename(house.root.path().join("lock"), data.join("lock")).unwrap();
     }
     std::fs::remove_dir(&stamp).unwrap();
+    // What was never made here is no tenant.
+    std::fs::create_dir(house.root.path().join("tenants/backups")).unwrap();
+    assert!(!house.run(&["tenant", "suspend", "backups", "--root", "tenants"]).status.success());
+    std::fs::remove_dir(house.root.path().join("tenants/backups")).unwrap();
     // Nor does it put words into root's log.
     let forged = "{\"tenant\":\"acme\",\"region\":\"eu\\n9  tenant_resumed\"}";
     std::fs::write(&stamp, forged).unwrap();

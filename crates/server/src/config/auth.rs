@@ -200,11 +200,11 @@ impl MtlsRule {
     /// Says what is wrong first.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.san.is_empty() || self.san == "*" {
-            return Err("auth.mtls: san names somebody".into());
+            return Err("a rule for certificates (mtls): san names somebody".into());
         }
         let digits = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if self.spki.as_ref().is_some_and(|spki| !digits(spki)) {
-            return Err("auth.mtls: spki is 64 hexadecimal digits".into());
+            return Err("a rule for certificates (mtls): spki is 64 hexadecimal digits".into());
         }
         Ok(())
     }

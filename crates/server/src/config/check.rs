@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use cloister_types::address::is_public;
 
-use super::{Config, ModelTable};
+use super::{Config, Listen, ModelTable};
 use crate::ServerError;
 
 impl Config {
@@ -24,9 +24,11 @@ impl Config {
         let listeners = self.all_listeners();
         for (at, listen) in listeners.iter().enumerate() {
             listen.check(&self.auth).map_err(|why| if at == 0 { why } else { format!("listener {at}: {why}") })?;
-            if listen.lacks_rules(&self.listen) {
+            // What one authority may sign, another may not.
+            let mut others = listeners[..at].iter().filter_map(Listen::authorities);
+            if listen.authorities().is_some_and(|own| others.any(|other| other != own)) {
                 return Err(format!(
-                    "listener {at} has another client_ca than [listen]: say whose its certificates are, in [[listener.mtls]]"
+                    "listener {at} has another client_ca than one before: say whose its certificates are, in [[listener.mtls]]"
                 ));
             }
             if listen.address.port() != 0 && listeners[..at].iter().any(|other| other.address == listen.address) {

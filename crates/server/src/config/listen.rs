@@ -172,22 +172,26 @@ impl Listen {
     }
 
     /// Has what it does not say of certificates from the first one.
-    pub(super) fn like(mut self, first: &Self) -> Self {
+    pub(super) fn like(mut self, first: &Self, auth: &Auth) -> Self {
         if !self.is_secure() && self.tls_key.is_none() {
             (self.tls_cert, self.tls_key) = (first.tls_cert.clone(), first.tls_key.clone());
             self.acme.clone_from(&first.acme);
         }
-        if self.client_ca.is_none() || self.client_ca == first.client_ca {
+        // Nobody is asked for a certificate where none counts.
+        let counts = self.require(auth).names(Scheme::Mtls);
+        if counts && (self.client_ca.is_none() || self.client_ca == first.client_ca) {
             self.client_ca.clone_from(&first.client_ca);
             self.client_crl = self.client_crl.or_else(|| first.client_crl.clone());
+            if self.mtls.is_empty() {
+                self.mtls.clone_from(&first.mtls);
+            }
         }
         self
     }
 
-    /// Are its rules about another authority's certificates than those of the first? What
-    /// one authority may sign, another may not.
-    pub(super) fn lacks_rules(&self, first: &Self) -> bool {
-        self.client_ca != first.client_ca && self.mtls.is_empty()
+    /// Whose certificates the rules of `auth.mtls` are about here, if they count here.
+    pub(super) fn authorities(&self) -> Option<&PathBuf> {
+        self.client_ca.as_ref().filter(|_| self.mtls.is_empty())
     }
 
     /// Is there TLS?

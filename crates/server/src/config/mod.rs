@@ -282,7 +282,7 @@ impl Config {
 
     /// All listeners, `[listen]` first. Those that say nothing of certificates have its.
     pub(crate) fn all_listeners(&self) -> Vec<Listen> {
-        let others = self.listeners.iter().map(|other| other.clone().like(&self.listen));
+        let others = self.listeners.iter().map(|other| other.clone().like(&self.listen, &self.auth));
         std::iter::once(self.listen.clone()).chain(others).collect()
     }
 }

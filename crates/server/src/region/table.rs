@@ -46,8 +46,7 @@ type Change = Option<(SystemTime, u64)>;
 
 /// The tenants, as the file has them at present.
 pub(super) struct Table {
-    path: PathBuf,
-    /// What connections go by.
+    /// Where each one's data is.
     tenants: RwLock<HashMap<Host, Arc<Path>>>,
 }
 
@@ -57,8 +56,8 @@ struct Read {
     tenants: HashMap<Host, Arc<Path>>,
     /// Of the file, and of the stamps of all that it names.
     changes: Vec<(PathBuf, Change)>,
-    /// The first of those that nobody is let through to, if there is nobody else.
-    refused: Result<(), ServerError>,
+    /// Those that nobody is let through to, and why.
+    refused: Vec<(Host, String)>,
 }
 
 impl Table {
@@ -68,25 +67,21 @@ impl Table {
     /// # Errors
     /// The file, or no tenant in it is one of the region's.
     pub(super) fn open(path: &Path) -> Result<(Arc<Self>, SocketAddr), ServerError> {
-        let Read { address, tenants, mut changes, refused } = read(path)?;
-        if tenants.is_empty() {
-            refused?;
+        let Read { address, tenants, changes, refused } = read(path)?;
+        if let (true, Some((_, why))) = (tenants.is_empty(), refused.first()) {
+            return Err(ServerError::Config(format!("{}: {why}", path.display())));
         }
-        let table = Arc::new(Self { path: path.to_owned(), tenants: RwLock::new(tenants) });
-        let kept = Arc::downgrade(&table);
+        say(&refused, &[]);
+        let table = Arc::new(Self { tenants: RwLock::new(tenants) });
+        let (kept, path) = (Arc::downgrade(&table), path.to_owned());
         // On a thread of its own: there may be many files, on a disk that is slow.
         std::thread::spawn(move || {
-            let mut seen = None;
+            let mut looks = Looks { path, address, changes, refused, seen: None, failed: String::new() };
             loop {
                 std::thread::sleep(LOOK);
                 let Some(table) = kept.upgrade() else { return };
-                let now: Vec<_> = changes.iter().map(|(path, _)| (path.clone(), change(path))).collect();
-                // Once nobody is writing any more.
-                if now != changes && seen.as_ref() == Some(&now) {
-                    changes = table.read_again(address).unwrap_or(now);
-                    seen = None;
-                } else {
-                    seen = Some(now);
+                if let Some(tenants) = looks.look() {
+                    *table.tenants.write().unwrap_or_else(PoisonError::into_inner) = tenants;
                 }
             }
         });
@@ -97,24 +92,57 @@ impl Table {
     pub(super) fn data(&self, host: &Host) -> Option<Arc<Path>> {
         self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
     }
+}
 
-    /// Goes by the file as it is now. None, and the tenants stay as they are until it
-    /// changes again, if it cannot be used.
-    fn read_again(&self, address: SocketAddr) -> Option<Vec<(PathBuf, Change)>> {
+/// How the files were when they were looked at.
+struct Looks {
+    path: PathBuf,
+    address: SocketAddr,
+    /// When they were read.
+    changes: Vec<(PathBuf, Change)>,
+    refused: Vec<(Host, String)>,
+    /// The file itself, at the last look.
+    seen: Option<Change>,
+    /// What was said last of why it cannot be used.
+    failed: String,
+}
+
+impl Looks {
+    /// The tenants, if they are others than before. What cannot be used is looked at
+    /// again, and the tenants stay as they are.
+    fn look(&mut self) -> Option<HashMap<Host, Arc<Path>>> {
+        let now = change(&self.path);
+        // Once nobody is writing it any more.
+        let settled = self.seen.replace(now) == Some(now);
+        if !settled || self.changes.iter().all(|(path, before)| change(path) == *before) {
+            return None;
+        }
         match read(&self.path) {
             Ok(read) => {
-                if read.address != address {
+                if read.address != self.address {
                     tracing::warn!("region.address has changed; the door moves when it is started again");
                 }
-                tracing::info!(tenants = read.tenants.len(), "the region's tenants have changed");
-                *self.tenants.write().unwrap_or_else(PoisonError::into_inner) = read.tenants;
-                Some(read.changes)
+                say(&read.refused, &self.refused);
+                (self.changes, self.refused, self.failed) = (read.changes, read.refused, String::new());
+                tracing::info!(tenants = read.tenants.len(), "the region's tenants have been read again");
+                Some(read.tenants)
             }
             Err(error) => {
-                tracing::warn!(%error, "the region's tenants stay as they were");
+                let failed = error.to_string();
+                if failed != self.failed {
+                    tracing::warn!(%error, "the region's tenants stay as they were");
+                    self.failed = failed;
+                }
                 None
             }
         }
+    }
+}
+
+/// Logs to whom nobody is let through, as far as that is new.
+fn say(refused: &[(Host, String)], before: &[(Host, String)]) {
+    for (host, why) in refused.iter().filter(|one| !before.contains(one)) {
+        tracing::error!(%host, "{why}; nobody is let through to it");
     }
 }
 
@@ -131,15 +159,14 @@ fn read(path: &Path) -> Result<Read, ServerError> {
     let File { region: Region { name, address, tenant } } = toml::from_str(&text).map_err(|error| bad(&error))?;
     let absolute = std::path::absolute(path).map_err(|error| bad(&error))?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
-    let (mut tenants, mut refused) = (HashMap::new(), Ok(()));
+    let (mut tenants, mut refused) = (HashMap::new(), Vec::new());
     for Place { host, data } in tenant {
         let data = folder.join(data);
         let stamp = stamp::path(&data);
         changes.push((stamp.clone(), change(&stamp)));
         // One that is gone, or has spoilt its own stamp, closes nobody else's door.
         if let Err(why) = belongs(&data, &name) {
-            tracing::error!(%host, "{why}; nobody is let through to it");
-            refused = Err(bad(&why));
+            refused.push((host, why));
             continue;
         }
         if tenants.insert(host.clone(), data.into()).is_some() {
