@@ -45,6 +45,9 @@ pub struct Listed {
     pub tenant: String,
     /// Its region; empty if its stamp is spoilt.
     pub region: String,
+    /// Whose its files are, if it has a user of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<HostUser>,
     /// `active`, `suspended`, or `spoilt`: its stamp is not what was written.
     pub state: &'static str,
     /// What is wrong with its stamp.
@@ -146,19 +149,20 @@ pub fn list(root: &Path) -> Result<Vec<Listed>, ServerError> {
     for entry in folders.filter(|entry| entry.file_name() != MAKING) {
         let (data, tenant) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         let suspended = suspension(&data).exists();
-        let (region, problem) = match Stamp::read(&data) {
-            Ok(Some(stamp)) if stamp.tenant == tenant => (stamp.region, None),
-            Ok(Some(stamp)) => (String::new(), Some(format!("its stamp says {:?}", stamp.tenant))),
-            Ok(None) if suspended || made.contains(&tenant) => (String::new(), Some("it has no stamp".into())),
+        let (stamp, problem) = match Stamp::read(&data) {
+            Ok(Some(stamp)) if stamp.tenant == tenant => (Some(stamp), None),
+            Ok(Some(stamp)) => (None, Some(format!("its stamp says {:?}", stamp.tenant))),
+            Ok(None) if suspended || made.contains(&tenant) => (None, Some("it has no stamp".into())),
             Ok(None) => continue,
-            Err(error) => (String::new(), Some(error.to_string())),
+            Err(error) => (None, Some(error.to_string())),
         };
+        let (region, user) = stamp.map(|stamp| (stamp.region, stamp.user)).unwrap_or_default();
         let state = match &problem {
             _ if suspended => "suspended",
             Some(_) => "spoilt",
             None => "active",
         };
-        all.push(Listed { tenant, region, state, problem, data });
+        all.push(Listed { tenant, region, user, state, problem, data });
     }
     all.sort_by(|one, other| one.tenant.cmp(&other.tenant));
     Ok(all)

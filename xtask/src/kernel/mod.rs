@@ -144,10 +144,15 @@ fn output(command: &mut Command) -> Result<String, String> {
 
 /// The test program of the whole stack.
 fn program() -> Result<PathBuf, String> {
-    let arguments = ["test", "-p", "cloister-cli", "--test", "it", "--no-run", "--message-format=json"];
+    // With all others: alone, it would be built once more, with other features.
+    let arguments = ["test", "--workspace", "--test", "it", "--no-run", "--message-format=json"];
     let said = output(&mut cargo(&arguments))?;
     let built = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let mut programs = built.filter(|message| message["target"]["name"] == "it");
+    let is_ours = |message: &serde_json::Value| {
+        let source = message["target"]["src_path"].as_str().unwrap_or_default();
+        message["target"]["name"] == "it" && source.ends_with("crates/cli/tests/it/main.rs")
+    };
+    let mut programs = built.filter(is_ours);
     let found = programs.find_map(|message| message["executable"].as_str().map(PathBuf::from));
     found.ok_or_else(|| "cargo names no test program".to_owned())
 }
@@ -177,6 +182,9 @@ fn second(program: &Path, tests: &[String], newer: &[PathBuf]) -> String {
     );
     // The host's disks are not this machine's, nor is it a container if the host is one.
     steps += ": > /etc/fstab; rm -f /.dockerenv /run/.containerenv\n";
+    // What this was built from may lie in /tmp, which systemd would empty.
+    steps += "mkdir -p /etc/tmpfiles.d\n\
+              ln -sf /dev/null /etc/tmpfiles.d/tmp.conf; ln -sf /dev/null /etc/systemd/system/tmp.mount\n";
     for deb in newer {
         // `/lib` is a link, and stays one.
         steps +=

@@ -295,6 +295,7 @@ async fn root_is_not_led_astray_by_what_a_tenant_has_put_in_its_folder() {
     let listed = house.run(&["--json", "tenant", "ls", "--root", "tenants"]);
     let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!((listed.as_array().unwrap().len(), listed[0]["state"].as_str()), (2, Some("active")));
+    assert_eq!(listed[0]["user"]["uid"], USER);
 }
 
 #[tokio::test(flavor = "multi_thread")]
