@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use cloister_egress::names::answer;
 use cloister_egress::path::{canonical, without_parameters};
-use cloister_egress::rules::{Asked, Verdict, decide, may_resolve};
+use cloister_egress::rules::{Asked, Verdict, check_method, decide, may_resolve};
 use cloister_egress::scrub::{Needles, Scrubber};
 use cloister_types::Host;
 use cloister_types::egress::Policy;
@@ -81,7 +81,7 @@ pub(crate) fn rules(data: &[u8]) {
             assert!(may_resolve(&policy, connections(), &host, mode & 64 != 0));
             assert!(named.is_none_or(|named| named == one.name.as_str()));
         }
-        Ok(Verdict::Plain(_)) => assert!(mode % 3 != 0 && method.bytes().all(|byte| byte.is_ascii_uppercase())),
+        Ok(Verdict::Plain(_)) => assert!(mode % 3 != 0 && check_method(method) == Ok(())),
         Err(_) => {}
     }
 }
