@@ -40,15 +40,15 @@ pub fn acts(root: &Path, after: u64) -> Result<Audit, ServerError> {
     audit::read(&path, after).map_err(|error| ServerError::Start(format!("{}: {error}", path.display())))
 }
 
-/// Verifies a chain.
+/// Verifies a folder's chain.
 ///
 /// # Errors
 /// The first fault.
 pub fn verify_audit(
-    path: &Path,
+    folder: &Path,
     tenant: &str,
     head: Option<&AuditHead>,
     key: Option<&str>,
 ) -> Result<Verified, String> {
-    audit::verify(path, tenant, head, key)
+    audit::verify(&folder.join(CHAIN), tenant, head, key)
 }

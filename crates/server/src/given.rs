@@ -64,3 +64,32 @@ pub(crate) async fn listen(given: Option<Std>, address: SocketAddr) -> Result<Tc
         None => TcpListener::bind(address).await.map_err(ServerError::start(format!("listen on {address}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_goes_to_the_listener_that_it_is_for() {
+        let address = |text: &&str| text.parse::<SocketAddr>().unwrap();
+        let assign = |given: &[&str], wanted: &[&str]| {
+            let socket = || Std::bind("127.0.0.1:0").unwrap();
+            let given = Given(given.iter().map(|text| (address(text), socket())).collect());
+            let assigned = given.assign(&wanted.iter().map(address).collect::<Vec<_>>()).ok()?;
+            let shown =
+                |one: Option<(SocketAddr, Std)>| one.map_or("own".to_owned(), |(address, _)| address.to_string());
+            Some(assigned.into_iter().map(shown).collect::<Vec<_>>().join(" "))
+        };
+        let both = ["0.0.0.0:443", "[::]:443"];
+        for (given, wanted, expected) in [
+            (&[][..], &both[..], Some("own own")),
+            (&["[::]:443", "0.0.0.0:443"], &both, Some("0.0.0.0:443 [::]:443")),
+            (&["[::]:443"], &["0.0.0.0:443", "10.0.0.1:443"], Some("[::]:443 own")),
+            (&["[::]:8443"], &["127.0.0.1:8420"], Some("[::]:8443")),
+            (&["10.0.0.2:443"], &["0.0.0.0:443", "10.0.0.1:443"], None),
+            (&["[::]:443", "[::]:444"], &["0.0.0.0:443"], None),
+        ] {
+            assert_eq!(assign(given, wanted).as_deref(), expected, "{given:?} {wanted:?}");
+        }
+    }
+}

@@ -35,12 +35,10 @@ const HEADERS: u32 = 16 << 10;
 /// Most bytes of a connection's buffer, and so of a head with HTTP/1.1; bodies pass
 /// through it in pieces. Ten thousand open streams each have one.
 const BUFFER: usize = 16 << 10;
-
 /// Most bytes of an answer that are handed over at once.
 const PIECE: usize = 64 << 10;
 
 /// The router, with what is known of a connection on each of its requests.
-#[derive(Clone)]
 pub(crate) struct Known {
     router: Router,
     origin: Origin,
@@ -271,6 +269,29 @@ mod tests {
         client.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let took = tokio::time::timeout(SHORT * 40, served).await.unwrap().unwrap();
         assert!(took >= SHORT, "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_an_answer_slowly_gets_it_whole() {
+        let (mut client, served) = connect();
+        client.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let (mut got, mut piece) = (0, vec![0; 48 << 10]);
+        loop {
+            let mut taken = 0;
+            while taken < piece.len() {
+                match client.read(&mut piece[taken..]).await.unwrap() {
+                    0 => break,
+                    count => taken += count,
+                }
+            }
+            got += taken;
+            if taken < piece.len() {
+                break;
+            }
+            tokio::time::sleep(SHORT / 2).await;
+        }
+        assert!(got > 1 << 20, "{got}");
+        assert!(served.await.unwrap() >= SHORT * 8);
     }
 
     #[tokio::test]

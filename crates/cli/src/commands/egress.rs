@@ -126,14 +126,14 @@ fn line(record: &AuditRecord) -> String {
 
 pub(super) fn audit(server: &ServerArguments, command: AuditCommand, output: Output) -> Result<(), Failure> {
     let AuditCommand::Verify { tenant, head, key } = command;
-    let path = data_directory(server)?.join("audit.db");
+    let folder = data_directory(server)?;
     let head: Option<AuditHead> = match head {
         Some(from) => {
             Some(serde_json::from_str(&read(&from)?).map_err(|error| Failure::new(format!("the head: {error}")))?)
         }
         None => None,
     };
-    let found = cloister_server::verify_audit(&path, &tenant, head.as_ref(), key.as_deref()).map_err(Failure::new)?;
+    let found = cloister_server::verify_audit(&folder, &tenant, head.as_ref(), key.as_deref()).map_err(Failure::new)?;
     let text = format!("{} records, {} signed heads; the last hash is {}", found.records, found.heads, found.hash);
     output.value(&json!({"records": found.records, "heads": found.heads, "hash": found.hash}), &text)
 }

@@ -112,6 +112,20 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
     // What the file says of tenants, the door hears while it is open; not nonsense.
     let table = house.root.path().join("region.toml");
     let (shorter, _) = door.split_at(door.rfind("[[").unwrap());
+    // What a tenant does to its own files meanwhile holds up nobody.
+    let (stamp, busy) = (house.data("acme").join("tenant.json"), std::sync::Arc::new(()));
+    let going = std::sync::Arc::downgrade(&busy);
+    let toucher = std::thread::spawn(move || {
+        while going.strong_count() > 0 {
+            std::fs::File::options()
+                .append(true)
+                .open(&stamp)
+                .unwrap()
+                .set_modified(std::time::SystemTime::now())
+                .unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
     std::fs::write(&table, shorter).unwrap();
     until("it leads there no more", || call("other.example.test", &key(&other)) == 0).await;
     std::fs::write(&table, "nonsense").unwrap();
@@ -119,6 +133,8 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
     assert_eq!(call("acme.example.test", &key(&acme)), 200);
     std::fs::write(&table, door).unwrap();
     until("it leads there again", || call("other.example.test", &key(&other)) == 200).await;
+    drop(busy);
+    toucher.join().unwrap();
     // Suspended, it is reachable neither by the door nor by its own address.
     let suspended = house.run(&["tenant", "suspend", "acme", "--root", "tenants"]);
     assert!(suspended.status.success(), "{}", String::from_utf8_lossy(&suspended.stderr));
@@ -196,6 +212,32 @@ async fn one_door_leads_to_each_tenant_and_to_nobody_else() {
         .iter()
         .filter(|record| record["rule"] == "key_made" && record["stream"] == "host");
     assert_eq!(made.count(), 2, "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_down_opens_nothing_and_is_closed_all_the_same() {
+    let house = House::new().await;
+    house.create("acme", "eu");
+    let chain = house.root.path().join("tenants/audit.db");
+    std::fs::rename(&chain, house.root.path().join("kept.db")).unwrap();
+    std::fs::create_dir(&chain).unwrap();
+    let tenant = |verb: &[&str]| {
+        let output = house.run(&[&["tenant"], verb, &["--root", "tenants"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("the audit cannot be written"), "{verb:?}: {said}");
+    };
+    let suspended = || house.root.path().join("tenants/acme.suspended").exists();
+    tenant(&["create", "other", "--region", "eu"]);
+    assert!(!house.data("other").exists());
+    tenant(&["suspend", "acme"]);
+    assert!(suspended());
+    tenant(&["resume", "acme"]);
+    assert!(suspended());
+    tenant(&["rm", "acme"]);
+    assert!(!house.data("acme").exists());
+    // Moved aside, a new one begins.
+    std::fs::remove_dir(&chain).unwrap();
+    house.create("other", "eu");
 }
 
 /// What a tenant's user may do to its own data, root's commands do not follow.

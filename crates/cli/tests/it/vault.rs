@@ -3,9 +3,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use cloister_testkit::{Options, Stack, TRANSIT_TOKEN, Upstream};
+use cloister_testkit::{Ended, Options, Stack, TRANSIT_TOKEN, Upstream, children, freeze, is_gone, thaw, until};
 use serde_json::{Value, json};
 
 use crate::egress::{bearer, connect, verify_aws};
@@ -158,4 +159,51 @@ async fn a_systemd_credential_is_the_key() {
     command.current_dir(stack.folder()).env("CREDENTIALS_DIRECTORY", credentials.path());
     let why = String::from_utf8(command.output().unwrap().stderr).unwrap();
     assert!(why.contains("LoadCredential="), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_opens_slowly_is_waited_for_and_the_server_can_be_ended_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = "[[model]]\nname = 'm'\nwire = 'openai-chat'\nbase_url = 'https://api.example.com/v1'\n";
+    let (config, ready) = (folder.path().join("config.toml"), folder.path().join("ready.json"));
+    std::fs::write(&config, format!("data = 'data'\nlisten = '127.0.0.1:0'\n{model}")).unwrap();
+    // A server whose vault is stopped before it has answered, and that.
+    let start = || loop {
+        let mut serve = Command::new(cloister_testkit::executable());
+        serve.args(["serve", "--config"]).arg(&config).arg("--ready-file").arg(&ready);
+        let serve = Ended(serve.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let is_vault = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"vault-process")
+        };
+        let vault = loop {
+            if let Some(vault) = children(serve.0.id()).into_iter().find(is_vault) {
+                break vault;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        freeze(vault);
+        std::thread::sleep(Duration::from_millis(500));
+        if !ready.exists() {
+            return (serve, vault);
+        }
+        // It was faster.
+        thaw(vault);
+        drop(serve);
+        std::fs::remove_file(&ready).unwrap();
+    };
+    let (server, vault) = start();
+    // Longer than one that has opened may be silent.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(!ready.exists() && !is_gone(vault));
+    thaw(vault);
+    until("it serves", || ready.exists()).await;
+    drop(server);
+    std::fs::remove_file(&ready).unwrap();
+    let (mut server, vault) = start();
+    let _ = Command::new("kill").arg(server.0.id().to_string()).status();
+    until("it ends", || matches!(server.0.try_wait(), Ok(Some(_)))).await;
+    assert_eq!(server.0.wait().unwrap().code(), Some(0));
+    thaw(vault);
+    until("and its vault with it", || is_gone(vault)).await;
 }

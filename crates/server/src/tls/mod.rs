@@ -152,19 +152,18 @@ impl Files {
             .map_err(|error| ServerError::Start(error.to_string()))?;
         // Where nobody comes in without one, the handshake says so.
         let optional = !self.require.0.iter().all(|all| all.contains(&Scheme::Mtls));
-        let builder = match client_verifier(&self.listen, optional)? {
+        let (verifier, ends) = client_verifier(&self.listen, optional)?;
+        let builder = match verifier {
             None => builder.with_no_client_auth(),
             Some(verifier) => builder.with_client_cert_verifier(verifier),
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|error| bad(&self.certificate, &error))?;
         config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
-        let mut ends = None;
-        if let Some(path) = &self.listen.client_crl {
+        if self.listen.client_crl.is_some() {
             // Whoever goes on with an earlier handshake shows no certificate again: who has
             // been revoked since would not be found out.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
-            ends = revoked(path)?.1;
         }
         Ok((Arc::new(config), ends))
     }
@@ -198,13 +197,14 @@ fn revoked(path: &Path) -> Result<(Vec<CertificateRevocationListDer<'static>>, O
     if lists.is_empty() { Err(bad(path, &"no list of revoked certificates in it")) } else { Ok((lists, ends)) }
 }
 
-/// What finds out whether a client's certificate is good; none if none is asked
-/// for.
+/// What finds out whether a client's certificate is good, if one is asked for, and until
+/// when (Unix seconds) none of its lists of the revoked is too old.
 pub(crate) fn client_verifier(
     listen: &Listen,
     optional: bool,
-) -> Result<Option<Arc<dyn ClientCertVerifier>>, ServerError> {
-    let Some(path) = &listen.client_ca else { return Ok(None) };
+) -> Result<(Option<Arc<dyn ClientCertVerifier>>, Option<i64>), ServerError> {
+    let Some(path) = &listen.client_ca else { return Ok((None, None)) };
+    let mut ends = None;
     let mut roots = RootCertStore::empty();
     for authority in certificates(path)? {
         roots.add(authority).map_err(|error| bad(path, &error))?;
@@ -212,12 +212,14 @@ pub(crate) fn client_verifier(
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     if let Some(path) = &listen.client_crl {
-        // What was revoked since the list should have been replaced, nobody knows.
-        verifier =
-            verifier.with_crls(revoked(path)?.0).only_check_end_entity_revocation().enforce_revocation_expiration();
+        let (lists, first) = revoked(path)?;
+        ends = first;
+        // What was revoked since a list should have been replaced, nobody knows.
+        verifier = verifier.with_crls(lists).only_check_end_entity_revocation().enforce_revocation_expiration();
     }
     if optional {
         verifier = verifier.allow_unauthenticated();
     }
-    verifier.build().map(Some).map_err(|error| bad(path, &error))
+    let verifier = verifier.build().map_err(|error| bad(path, &error))?;
+    Ok((Some(verifier), ends))
 }
