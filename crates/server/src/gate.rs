@@ -136,8 +136,8 @@ impl Door for Gate {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
         let chain = chain.map_err(|error| format!("it is no certificate in PEM: {error}"))?;
         let (first, others) = chain.split_first().ok_or("there is no certificate in it")?;
-        let (verifier, _) = tls::client_verifier(&self.listen, true).map_err(|error| error.to_string())?;
-        let Some(verifier) = verifier else {
+        let verifier = tls::client_verifier(&self.listen, true).map_err(|error| error.to_string())?;
+        let Some(tls::Verifier { verifier, .. }) = verifier else {
             return Ok((None, "listen.client_ca names no authority, so that it is not looked at".into()));
         };
         let verified = verifier.verify_client_cert(first, others, UnixTime::now());

@@ -152,10 +152,9 @@ impl Files {
             .map_err(|error| ServerError::Start(error.to_string()))?;
         // Where nobody comes in without one, the handshake says so.
         let optional = !self.require.0.iter().all(|all| all.contains(&Scheme::Mtls));
-        let (verifier, ends) = client_verifier(&self.listen, optional)?;
-        let builder = match verifier {
-            None => builder.with_no_client_auth(),
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
+        let (builder, ends) = match client_verifier(&self.listen, optional)? {
+            None => (builder.with_no_client_auth(), None),
+            Some(Verifier { verifier, ends }) => (builder.with_client_cert_verifier(verifier), ends),
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|error| bad(&self.certificate, &error))?;
         config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
@@ -197,13 +196,16 @@ fn revoked(path: &Path) -> Result<(Vec<CertificateRevocationListDer<'static>>, O
     if lists.is_empty() { Err(bad(path, &"no list of revoked certificates in it")) } else { Ok((lists, ends)) }
 }
 
-/// What finds out whether a client's certificate is good, if one is asked for, and until
-/// when (Unix seconds) none of its lists of the revoked is too old.
-pub(crate) fn client_verifier(
-    listen: &Listen,
-    optional: bool,
-) -> Result<(Option<Arc<dyn ClientCertVerifier>>, Option<i64>), ServerError> {
-    let Some(path) = &listen.client_ca else { return Ok((None, None)) };
+/// What finds out whether a client's certificate is good.
+pub(crate) struct Verifier {
+    pub(crate) verifier: Arc<dyn ClientCertVerifier>,
+    /// Until when (Unix seconds) none of its lists of the revoked is too old.
+    ends: Option<i64>,
+}
+
+/// That of a listener; none if no certificate is asked for.
+pub(crate) fn client_verifier(listen: &Listen, optional: bool) -> Result<Option<Verifier>, ServerError> {
+    let Some(path) = &listen.client_ca else { return Ok(None) };
     let mut ends = None;
     let mut roots = RootCertStore::empty();
     for authority in certificates(path)? {
@@ -221,5 +223,5 @@ pub(crate) fn client_verifier(
         verifier = verifier.allow_unauthenticated();
     }
     let verifier = verifier.build().map_err(|error| bad(path, &error))?;
-    Ok((Some(verifier), ends))
+    Ok(Some(Verifier { verifier, ends }))
 }
