@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 type Target = fn(&[u8]);
 
 /// By the names that `CLOISTER_FUZZ` takes; `cargo xtask fuzz` reads them from here.
-const TARGETS: [(&str, Target); 9] = [
+const TARGETS: [(&str, Target); 10] = [
     ("path", outside::path),
     ("names", outside::names),
     ("rules", outside::rules),
@@ -21,6 +21,7 @@ const TARGETS: [(&str, Target); 9] = [
     ("scope", wire::scope),
     ("sse", wire::sse),
     ("frames", wire::frames),
+    ("orders", wire::orders),
     ("vault", wire::vault),
 ];
 

@@ -1,7 +1,7 @@
 //! What processes and clients say to each other.
 
 use cloister_types::host::HostPattern;
-use cloister_types::link::{FrameReader, FromAgent, ToAgent};
+use cloister_types::link::{Command, FrameReader, FromAgent, Signal, ToAgent};
 use cloister_types::scope::FileAccess;
 use cloister_types::sse::Parser;
 use cloister_types::{Host, Scope, SessionId, WorkspacePath};
@@ -92,6 +92,29 @@ pub(crate) fn frames(data: &[u8]) {
         (heard, false)
     };
     assert_eq!(read(&[text]), read(&pieces(text, cuts)));
+}
+
+/// What spawner, supervisors, init, meter and server take from each other: refused or
+/// understood, whatever comes along.
+pub(crate) fn orders(data: &[u8]) {
+    let (receiver, rest) = first(data);
+    let (shape, rest) = first(rest);
+    // A message of its own, or one that is in a file.
+    let (message, file) = match shape & 1 {
+        0 => ([&[0], rest].concat(), None),
+        _ => (vec![1], Some(rest)),
+    };
+    cloister_sandbox::protocol::hear_bytes(receiver, &message, file, usize::from(shape >> 1) % 5).expect("a socket");
+    if let Some((length, body)) = rest.split_first_chunk::<4>() {
+        // Said to a supervisor or by one, whole or cut off.
+        let mut reader = FrameReader::with_limit(4096);
+        reader.push(length);
+        reader.push(body);
+        let _ = match shape % 4 {
+            0 => reader.next_frame::<Signal>().map(drop),
+            _ => reader.next_frame::<Command>().map(drop),
+        };
+    }
 }
 
 /// What the vault takes from its links: refused or understood, and said the same again.

@@ -121,6 +121,13 @@ fn in_folder_of_its_own(count: &mut Count) -> Outcome {
     outcome
 }
 
+/// A line of a backtrace: they hide what a test said.
+fn is_frame(line: &str) -> bool {
+    let line = line.trim_start();
+    let number = line.split(':').next().unwrap_or_default();
+    line.starts_with("at ") || (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Runs all tests, shows what they print, and adds up their results.
 fn tests(count: &mut Count, folder: &Path) -> Outcome {
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
@@ -136,7 +143,7 @@ fn tests(count: &mut Count, folder: &Path) -> Outcome {
         let line = line.map_err(|error| error.to_string())?;
         println!("{line}");
         failing = (failing || line == "failures:") && !line.starts_with("test result: ");
-        reasons.extend(failing.then(|| line.clone()));
+        reasons.extend((failing && !is_frame(&line)).then(|| line.clone()));
         if let Some(result) = line.strip_prefix("test result: ") {
             let number = |word: &str| -> u64 {
                 let before = result.split(word).next().unwrap_or_default();

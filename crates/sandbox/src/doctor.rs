@@ -196,7 +196,7 @@ fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<Shown, Refus
         let groups = cgroups.take(&limits).map_err(|error| refused("make the control groups", &error))?;
         let enforced = cgroups.enforced(identity);
         let parts = Parts { root, network: None, groups: &groups, user: identity, limits: &limits, enforced };
-        let launched = launch::prepare(parts).and_then(|(prepared, _)| prepared.begin(workspace));
+        let launched = launch::prepare(parts).and_then(|(prepared, _)| prepared.begin(workspace, 0, &[]));
         if let Ok(sandbox) = &launched {
             launch::end(&sandbox.init);
         }

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -17,8 +17,12 @@ use crate::sys;
 /// From the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToInit {
-    /// The workspace is there. Once; only agents to run may be told before.
-    Begin,
+    /// The workspace is there. Once, and first. With descriptors, as those of
+    /// [`ToInit::RunAgent`], the agent is to run at once.
+    Begin {
+        /// Which agent.
+        serial: u64,
+    },
     /// Run the agent. Descriptors: its link, its log pipe.
     RunAgent {
         /// Told apart from its predecessors, whose end may be reported late.
@@ -96,28 +100,24 @@ const ENVIRONMENT: [&CStr; 23] = [
 /// An agent that is to be run: serial and descriptors.
 pub(crate) type Awaiting = (u64, Vec<OwnedFd>);
 
-/// Waits until the workspace is there. Agents that are to run at once, or
-/// `None` if nobody needs this sandbox.
-pub(crate) fn wait_for_workspace(control: &OwnedFd) -> Option<Vec<Awaiting>> {
-    let mut agents = Vec::new();
-    loop {
-        match protocol::receive::<ToInit>(control) {
-            Ok(Some((ToInit::Begin, _))) => return Some(agents),
-            Ok(Some((ToInit::RunAgent { serial }, fds))) => agents.push((serial, fds)),
-            _ => return None,
-        }
+/// Waits until the workspace is there; `None` if nobody needs this sandbox.
+/// With it, the agent that is to run at once.
+pub(crate) fn wait_for_workspace(control: &OwnedFd) -> Option<Option<Awaiting>> {
+    match protocol::receive::<ToInit>(control) {
+        Ok(Some((ToInit::Begin { serial }, fds))) => Some((!fds.is_empty()).then_some((serial, fds))),
+        _ => None,
     }
 }
 
 /// Serves until the supervisor hangs up.
-pub(crate) fn serve(control: OwnedFd, children: OwnedFd, awaiting: Vec<Awaiting>) -> ! {
+pub(crate) fn serve(control: OwnedFd, children: OwnedFd, first: Option<Awaiting>, image: bool) -> ! {
     let mut agents: Vec<(Pid, u64)> = Vec::new();
-    let run = |agents: &mut Vec<(Pid, u64)>, (serial, fds): Awaiting| match start_agent(fds) {
+    let run = |agents: &mut Vec<(Pid, u64)>, (serial, fds): Awaiting| match start_agent(fds, image) {
         Some(pid) => agents.push((pid, serial)),
         None => std::process::exit(1),
     };
-    for agent in awaiting {
-        run(&mut agents, agent);
+    if let Some(first) = first {
+        run(&mut agents, first);
     }
     loop {
         let mut waiting = [PollFd::new(&control, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
@@ -234,16 +234,16 @@ fn collect(control: &OwnedFd, agents: &mut Vec<(Pid, u64)>, options: WaitOptions
     }
 }
 
-fn start_agent(fds: Vec<OwnedFd>) -> Option<Pid> {
+fn start_agent(fds: Vec<OwnedFd>, image: bool) -> Option<Pid> {
     let [link, log] = <[OwnedFd; 2]>::try_from(fds).ok()?;
     let started = sys::start_program(&|| {
-        let _ = exec_agent(&link, &log);
+        let _ = exec_agent(&link, &log, image);
     });
     started.ok().and_then(Pid::from_raw)
 }
 
 /// In the child, which shares this process's memory until the program runs.
-fn exec_agent(link: &OwnedFd, log: &OwnedFd) -> Result<(), Errno> {
+fn exec_agent(link: &OwnedFd, log: &OwnedFd, image: bool) -> Result<(), Errno> {
     sys::unblock_signals()?;
     rustix::process::setsid()?;
     sys::set_standard(log, 1)?;
@@ -252,22 +252,26 @@ fn exec_agent(link: &OwnedFd, log: &OwnedFd) -> Result<(), Errno> {
     // over without unsafe code.
     sys::set_standard(link, 0)?;
     sys::close_from(3)?;
-    // In an image the agent brings its own C library; else there is none there.
-    let arguments = [LOADER, c"--library-path", LIBRARIES, c"--argv0", AGENT, AGENT];
-    match sys::exec(LOADER, &arguments, &ENVIRONMENT) {
-        Err(Errno::NOENT) => sys::exec(AGENT, &[AGENT], &ENVIRONMENT).map(|_| ()),
-        other => other.map(|_| ()),
-    }
+    // In an image the agent brings its own C library.
+    let by_loader = [LOADER, c"--library-path", LIBRARIES, c"--argv0", AGENT, AGENT];
+    let (program, arguments) = if image { (LOADER, &by_loader[..]) } else { (AGENT, &[AGENT][..]) };
+    sys::exec(program, arguments, &ENVIRONMENT).map(|_| ())
 }
 
-/// Tells init that the workspace is there. Called in the supervisor.
-pub(crate) fn begin(control: impl AsFd) -> std::io::Result<()> {
-    protocol::send(control, &ToInit::Begin, &[])
+/// Tells init that the workspace is there, and asks it to run the agent whose
+/// descriptors these are, if there are any. Called in the supervisor.
+pub(crate) fn begin(control: impl AsFd, serial: u64, agent: &[OwnedFd]) -> std::io::Result<()> {
+    say(control, &ToInit::Begin { serial }, agent)
 }
 
 /// Asks init to run the agent. Called in the supervisor.
-pub(crate) fn run_agent(control: impl AsFd, serial: u64, link: &OwnedFd, log: &OwnedFd) -> std::io::Result<()> {
-    protocol::send(control, &ToInit::RunAgent { serial }, &[link.as_fd(), log.as_fd()])
+pub(crate) fn run_agent(control: impl AsFd, serial: u64, agent: &[OwnedFd]) -> std::io::Result<()> {
+    say(control, &ToInit::RunAgent { serial }, agent)
+}
+
+fn say(control: impl AsFd, order: &ToInit, fds: &[OwnedFd]) -> std::io::Result<()> {
+    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    protocol::send(control, order, &fds)
 }
 
 /// Asks init to end everything inside. Called in the supervisor.

@@ -10,9 +10,9 @@
 //!   "go" --------------------------->   ids, root tree in, pivot,
 //!                                       limits, Landlock, capabilities, filter
 //!   <----------------------- prepared   wait
-//!   an agent's descriptors, if a turn comes along -->
 //!   the workspace, moved in
-//!   "begin" ------------------------>   serve as init
+//!   "begin", with an agent's descriptors if a turn comes along
+//!   -------------------------------->   serve as init
 //! ```
 //!
 //! Each step has a name, so that a refusal says what was refused.
@@ -21,7 +21,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
 use cloister_types::link::Enforced;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -85,6 +85,8 @@ pub(crate) struct Prepared {
     sandbox: Sandbox,
     /// Its mount namespace.
     mounts: OwnedFd,
+    /// The supervisor's own.
+    home: OwnedFd,
 }
 
 /// What a sandbox is prepared with.
@@ -121,8 +123,8 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), R
     network::enter(&home).map_err(Refused::at("leave the sandbox's network"))?;
     drop((root, theirs, home, doors));
     // Now, while it may be looked at: init is about to close itself to that.
-    let mounts = rustix::fs::open(format!("/proc/{pid}/ns/mnt"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(Refused::at("know the sandbox's mount namespace"))?;
+    let mounts = mount_namespace(&pid.to_string()).map_err(Refused::at("know the sandbox's mount namespace"))?;
+    let home = mount_namespace("self").map_err(Refused::at("know the own mount namespace"))?;
     map_ids(pid, user)?;
     groups.admit(pid).map_err(Refused::at("move init into its control groups"))?;
     // A sandbox goes before the server when the whole machine runs short.
@@ -134,7 +136,7 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), R
     };
     let enforced = Enforced { landlock_abi, ..enforced };
     let known = Known::of(pid).map_err(Refused::at("look at the new processes"))?;
-    Ok((Prepared { sandbox: Sandbox { init, known, control: ours, exits, enforced }, mounts }, new))
+    Ok((Prepared { sandbox: Sandbox { init, known, control: ours, exits, enforced }, mounts, home }, new))
 }
 
 impl Prepared {
@@ -143,30 +145,26 @@ impl Prepared {
         &self.sandbox.init
     }
 
-    /// Conversation with init.
-    pub(crate) fn control(&self) -> &OwnedFd {
-        &self.sandbox.control
-    }
-
-    /// Gives it its workspace, and with it its work. This process enters the
-    /// sandbox's mount namespace for that: nobody else has been in it yet, and
-    /// whoever will be has no right left by which to attach anything.
-    pub(crate) fn begin(self, workspace: OwnedFd) -> Result<Sandbox, Refused> {
+    /// Gives it its workspace, and with it its work; its first agent as well, if
+    /// there are descriptors for one. This process enters the sandbox's mount
+    /// namespace for that: nobody else has been in it yet, and whoever will be has
+    /// no right left by which to attach anything.
+    pub(crate) fn begin(self, workspace: OwnedFd, serial: u64, agent: &[OwnedFd]) -> Result<Sandbox, Refused> {
         use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-        let control = &self.sandbox.control;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let home = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())
-            .map_err(Refused::at("know the own mount namespace"))?;
         let enter = |namespace: &OwnedFd| move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount));
         enter(&self.mounts).map_err(Refused::at("enter the sandbox's mount namespace"))?;
         let attached =
             rustix::fs::open(format!("/{WORKSPACE}"), OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
                 .and_then(|spot| mounts::attach(workspace, spot));
-        enter(&home).map_err(Refused::at("leave the sandbox's mount namespace"))?;
+        enter(&self.home).map_err(Refused::at("leave the sandbox's mount namespace"))?;
         attached.map_err(Refused::at("attach the workspace view"))?;
-        init::begin(control).map_err(Refused::at("send init to work"))?;
+        init::begin(&self.sandbox.control, serial, agent).map_err(Refused::at("send init to work"))?;
         Ok(self.sandbox)
     }
+}
+
+fn mount_namespace(of: &str) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(format!("/proc/{of}/ns/mnt"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Ends a sandbox by its init, and waits until nothing of it is left.
@@ -218,11 +216,11 @@ fn child(root: OwnedFd, control: OwnedFd, doors: Doors, limits: &Limits, enforce
     }
     // Either there is a workspace now, or nobody needs this sandbox.
     let Ok(children) = sys::watch_children() else { std::process::exit(1) };
-    let Some(agents) = init::wait_for_workspace(&control) else { std::process::exit(0) };
+    let Some(first) = init::wait_for_workspace(&control) else { std::process::exit(0) };
     if rustix::process::chdir(format!("/{WORKSPACE}")).is_err() {
         std::process::exit(1);
     }
-    init::serve(control, children, agents)
+    init::serve(control, children, first, enforced.image)
 }
 
 fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Refused> {
@@ -240,8 +238,7 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
     let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
     mounts::attach(&root, &spot).map_err(Refused::at("move the root tree in"))?;
     let terminals = mounts::terminals().map_err(Refused::at("make the terminals (devpts)"))?;
-    let memory = |size| memory(size).map_err(Refused::at("make the temporary folders (tmpfs)"));
-    let (temporary, shared) = (memory(limits.tmp_bytes)?, memory(limits.tmp_bytes / 4)?);
+    let [temporary, shared] = memory(limits.tmp_bytes).map_err(Refused::at("make the temporary folders (tmpfs)"))?;
     for (mount, folder) in [(proc, "proc"), (terminals, "dev/pts"), (temporary, "tmp"), (shared, "dev/shm")] {
         let target = rustix::fs::openat(&root, folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(Refused::at(&format!("open the new /{folder}")))?;
@@ -264,11 +261,26 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
     confine::close(limits, enforced).map_err(Refused::at("confine"))
 }
 
-/// A folder for everybody in memory, with room for so many bytes.
-fn memory(bytes: u64) -> Result<OwnedFd, Errno> {
+/// Two folders for everybody in memory, with room for so many bytes together: a
+/// file system of its own for either takes more of the kernel's memory.
+fn memory(bytes: u64) -> Result<[OwnedFd; 2], Errno> {
     let (size, inodes, id) = (bytes.to_string(), (bytes / 4096).max(1024).to_string(), INSIDE_ID.to_string());
-    let options = [("size", &*size), ("nr_inodes", &inodes), ("mode", "1777"), ("uid", &id), ("gid", &id)];
-    mounts::tmpfs(&options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
+    let options = [("size", &*size), ("nr_inodes", &inodes), ("mode", "0755"), ("uid", &id), ("gid", &id)];
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let folder = |whole: &OwnedFd, name: &str| {
+        let everybody = Mode::from_raw_mode(0o1777);
+        rustix::fs::mkdirat(whole, name, everybody)?;
+        rustix::fs::chmodat(whole, name, everybody, AtFlags::empty())?;
+        mounts::part(whole, name)
+    };
+    let whole = mounts::tmpfs(&options, attributes)?;
+    let temporary = folder(&whole, "tmp");
+    if matches!(temporary, Err(Errno::INVAL)) {
+        // Before Linux 6.15 what is mounted nowhere has no parts.
+        let one = || mounts::tmpfs(&[&options[..2], &[("mode", "1777")], &options[3..]].concat(), attributes);
+        return Ok([one()?, one()?]);
+    }
+    Ok([temporary?, folder(&whole, "shm")?])
 }
 
 /// Writes 0 to the per-namespace limits, so that nesting fails even if the

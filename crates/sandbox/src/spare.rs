@@ -255,8 +255,9 @@ pub(crate) struct Claimed {
 }
 
 impl Claimed {
-    /// Gives the sandbox its workspace and sets it to work.
-    pub(crate) fn begin(self) -> Result<Sandbox, Refused> {
+    /// Gives the sandbox its workspace and sets it to work, and its first agent,
+    /// if these are the descriptors of one.
+    pub(crate) fn begin(self, serial: u64, agent: &[OwnedFd]) -> Result<Sandbox, Refused> {
         let Self { prepared, owners, workspace } = self;
         if let Some(map) = owners {
             sys::map_mount_owners(&workspace, map).map_err(|errno| Refused {
@@ -264,7 +265,7 @@ impl Claimed {
                 answer: errno.to_string(),
             })?;
         }
-        prepared.begin(workspace)
+        prepared.begin(workspace, serial, agent)
     }
 }
 

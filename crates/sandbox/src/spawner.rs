@@ -193,7 +193,7 @@ impl Spawner {
                     let spare = self.make(true);
                     self.spares.keep(spare.ok());
                 } else {
-                    self.seen.make_ahead();
+                    self.seen.make_ahead(&self.workspace, self.terms.owner);
                 }
                 continue;
             }
@@ -280,6 +280,8 @@ impl Spawner {
             && spare.claim(post, &workspace)
         {
             self.given.insert(pid, spare);
+            // It was woken on this processor, where it would wait for us.
+            rustix::thread::sched_yield();
             return;
         }
         match self.make(own_user) {

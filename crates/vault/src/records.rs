@@ -442,11 +442,14 @@ pub(crate) fn rules_text(db: &Connection, name: &ConnectionName) -> Result<Optio
 }
 
 #[cfg(test)]
+mod edited;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::rotate::{accept_rollback, rotate};
 
-    fn place(folder: &Path) -> Place {
+    pub(super) fn place(folder: &Path) -> Place {
         let (data, key_file) = (folder.join("data"), folder.join("key"));
         std::fs::create_dir_all(&data).unwrap();
         Place {
@@ -463,15 +466,15 @@ mod tests {
         }
     }
 
-    fn rules(host: &str) -> Rules {
+    pub(super) fn rules(host: &str) -> Rules {
         serde_json::from_str(&format!(r#"{{"targets":[{{"host":"{host}"}}],"attach":{{"kind":"header"}}}}"#)).unwrap()
     }
 
-    fn secret(value: &str) -> Secret {
+    pub(super) fn secret(value: &str) -> Secret {
         Secret::Static { value: value.into() }
     }
 
-    fn open(records: &Records, host: &str) -> Result<String, Refusal> {
+    pub(super) fn open(records: &Records, host: &str) -> Result<String, Refusal> {
         let found = records.open_for("s", &"a".parse().unwrap(), &host.parse().unwrap(), 443).unwrap();
         found.map(|opened| String::from_utf8(opened.secret.to_vec()).unwrap())
     }

@@ -84,6 +84,20 @@ impl Victim {
     }
 }
 
+impl Victim {
+    /// On a busy machine an event may be seen before the one who is to die of it
+    /// is there.
+    async fn coming(self, stack: &Stack, session: &str) -> Option<u32> {
+        for _ in 0..100 {
+            match self.pid(stack, session) {
+                None => tokio::time::sleep(Duration::from_millis(1)).await,
+                there => return there,
+            }
+        }
+        None
+    }
+}
+
 /// A turn with everything in it: reasoning, text, one tool, two side by side
 /// that only read, a slow one. Each that has an effect leaves it in a file of
 /// the turn's own.
@@ -182,7 +196,7 @@ async fn round(mut stack: Stack, victim: Victim, at: u64, undisturbed: &[String]
                 stack.kill().await;
                 stack = stack.restart().await;
                 killed = true;
-            } else if let Some(pid) = victim.pid(&stack, session.as_str()) {
+            } else if let Some(pid) = victim.coming(&stack, session.as_str()).await {
                 kill(pid);
                 killed = true;
             }

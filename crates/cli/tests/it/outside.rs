@@ -133,7 +133,9 @@ async fn testssl_finds_nothing_to_say_against_it() {
     let found: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     let of = |id: &str| found.iter().find(|one| one["id"] == id).map(|one| one["severity"].clone());
     assert!(found.len() > 30 && of("TLS1_3") == Some("OK".into()) && of("heartbleed") == Some("OK".into()), "{said}");
-    let bad = found.iter().filter(|one| !matches!(one["severity"].as_str(), Some("OK" | "INFO"))).collect::<Vec<_>>();
+    // What its own openssl lacks is said of this machine, not of the server.
+    let about_us = found.iter().filter(|one| one["id"] != "engine_problem");
+    let bad = about_us.filter(|one| !matches!(one["severity"].as_str(), Some("OK" | "INFO"))).collect::<Vec<_>>();
     assert!(bad.is_empty(), "{bad:?}");
 }
 

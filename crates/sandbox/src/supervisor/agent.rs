@@ -25,14 +25,13 @@ pub(super) struct Started {
 }
 
 impl Started {
-    pub(super) fn new(control: &OwnedFd, serial: u64) -> std::io::Result<Self> {
+    /// One that runs when init is given its descriptors, which come along.
+    pub(super) fn new() -> std::io::Result<(Self, [OwnedFd; 2])> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let (log, their_log) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&log, true)?;
-        let agent = Channel::with_limit(ours, MAX_FACT)?;
-        init::run_agent(control, serial, &theirs, &their_log)?;
-        Ok(Self { agent, log })
+        Ok((Self { agent: Channel::with_limit(ours, MAX_FACT)?, log }, [theirs, their_log]))
     }
 }
 
@@ -64,7 +63,10 @@ impl Supervisor {
             Some(started) => Ok(started),
             None => {
                 self.serial += 1;
-                Started::new(&self.control, self.serial)
+                Started::new().and_then(|(started, fds)| {
+                    init::run_agent(&self.control, self.serial, &fds)?;
+                    Ok(started)
+                })
             }
         };
         match started {

@@ -141,7 +141,8 @@ impl Supervisor {
     fn new(post: &Post, claimed: Claimed, groups: SessionGroups, meter: Meter) -> Result<Self, NotBegun> {
         let refused = |step: &str, errno: Errno| Refused { step: step.into(), answer: errno.to_string() };
         // An agent that cannot be started now is tried with its turn.
-        let ahead = post.at_once.then(|| Started::new(claimed.prepared.control(), 1).ok()).flatten();
+        let ahead = post.at_once.then(|| Started::new().ok()).flatten();
+        let (ahead, fds) = ahead.map_or((None, Vec::new()), |(ahead, fds)| (Some(ahead), fds.into()));
         let init = rustix::io::fcntl_dupfd_cloexec(claimed.prepared.init(), 3)
             .inspect_err(|_| launch::end(claimed.prepared.init()))
             .map_err(|errno| NotBegun::Refused(refused("keep init's handle", errno)))?;
@@ -150,7 +151,8 @@ impl Supervisor {
             because
         };
         let Sandbox { known, control, exits, enforced, .. } =
-            claimed.begin().map_err(|refused| end(NotBegun::Refused(refused)))?;
+            claimed.begin(1, &fds).map_err(|refused| end(NotBegun::Refused(refused)))?;
+        drop(fds);
         // Init was woken on this processor, where it would wait for us.
         rustix::thread::sched_yield();
         let lifeline = sys::keep_only_capability(sys::CAP_KILL)

@@ -67,7 +67,8 @@ pub(crate) fn start_program(run: &dyn Fn()) -> Result<i32> {
         // it is the parent's.
         unsafe { libc::_exit(127) }
     }
-    let mut stack = vec![0_u128; CHILD_STACK / size_of::<u128>()];
+    // Not cleared: of most of it no page is ever touched.
+    let mut stack: Vec<u128> = Vec::with_capacity(CHILD_STACK / size_of::<u128>());
     let mut argument: &dyn Fn() = run;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack is large enough for a few system calls, aligned, and
@@ -76,7 +77,12 @@ pub(crate) fn start_program(run: &dyn Fn()) -> Result<i32> {
     // other thread is there to see what the child does meanwhile; signal
     // handlers are not installed in these processes.
     let pid = unsafe {
-        libc::clone(child, stack.as_mut_ptr_range().end.cast(), flags, (&raw mut argument).cast::<libc::c_void>())
+        libc::clone(
+            child,
+            stack.spare_capacity_mut().as_mut_ptr_range().end.cast(),
+            flags,
+            (&raw mut argument).cast::<libc::c_void>(),
+        )
     };
     check(pid.into()).map(|pid| pid as i32)
 }

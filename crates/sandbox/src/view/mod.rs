@@ -5,6 +5,8 @@ mod base;
 mod image;
 mod lent;
 pub(crate) mod mounts;
+mod places;
+mod private;
 mod seen;
 mod site;
 mod workspace;

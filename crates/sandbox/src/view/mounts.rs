@@ -79,6 +79,11 @@ pub(super) fn clone_mount(source: impl AsFd, deep: bool) -> Result<OwnedFd> {
     open_tree(source, "", flags)
 }
 
+/// A folder of a tree as a detached mount.
+pub(crate) fn part(tree: impl AsFd, folder: &str) -> Result<OwnedFd> {
+    clone_mount(handle(tree, folder)?, false)
+}
+
 /// A clone of one file or folder of the host, without devices or setuid.
 pub(super) fn bind(source: impl AsFd, read_only: bool) -> Result<OwnedFd> {
     let mount = clone_mount(source, false)?;

@@ -7,8 +7,10 @@ use cloister_types::SessionId;
 use cloister_types::scope::{FileAccess, Scope};
 
 use super::ViewError;
+use super::places::Places;
+use super::private::Private;
 use super::site::Site;
-use super::workspace::{Built, Template, blank, make_writable, private_folder, restore_modes};
+use super::workspace::{Built, Template, make_writable, restore_modes};
 use crate::identity::Identity;
 use crate::plan::{self, Plan};
 
@@ -17,10 +19,6 @@ use crate::plan::{self, Plan};
 const MOUNTS: usize = 20_000;
 /// Most scopes.
 const SCOPES: usize = 64;
-
-/// What is made for views before they are asked for: each needs a file system
-/// for its `.sessions`, which is most of what it takes to clone a view.
-const BLANKS: usize = 4;
 
 /// A scope that was seen: as it was declared, how it is shown, and that.
 struct Kept {
@@ -33,22 +31,19 @@ struct Kept {
 #[derive(Default)]
 pub(crate) struct Seen {
     kept: Vec<Kept>,
-    blanks: Vec<OwnedFd>,
-    /// One could not be made: the next view says why.
-    resting: bool,
+    places: Places,
+    private: Private,
 }
 
 impl Seen {
     /// Would something made in advance shorten the next view?
     pub(crate) fn wants(&self) -> bool {
-        !self.resting && self.blanks.len() < BLANKS
+        self.private.wants()
     }
 
     /// Makes a part of a view that is still to come.
-    pub(crate) fn make_ahead(&mut self) {
-        let blank = blank();
-        self.resting = blank.is_err();
-        self.blanks.extend(blank);
+    pub(crate) fn make_ahead(&mut self, workspace: &OwnedFd, identity: Identity) {
+        self.private.make_ahead(workspace, identity);
     }
 
     /// Builds a session's view of the workspace folder.
@@ -61,7 +56,6 @@ impl Seen {
         identity: Identity,
     ) -> Result<Built, ViewError> {
         restore_modes(workspace);
-        self.resting = false;
         let (plan, known) = match self.kept.iter().position(|kept| kept.declared == *declared) {
             Some(at) => {
                 let Kept { plan, template, .. } = self.kept.remove(at);
@@ -83,8 +77,8 @@ impl Seen {
                 Template::build(site, workspace, &plan, identity)?
             }
         };
-        let built = private_folder(workspace, &plan, identity)
-            .and_then(|own| template.view(site, &plan.own, own, self.blanks.pop().map_or_else(blank, Ok)?));
+        let own = self.private.take(workspace, &plan.own, identity);
+        let built = own.and_then(|own| template.view(site, &plan.own, own, &mut self.places));
         if template.may_be_kept() {
             self.kept.push(Kept { declared: declared.clone(), plan, template });
         }

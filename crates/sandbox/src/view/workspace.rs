@@ -18,13 +18,14 @@ use rustix::io::Errno;
 use super::ViewError;
 use super::base::PLAIN;
 use super::mounts::{STRICT, attach, bind, clone_mount, handle, tmpfs};
+use super::places::Places;
 use super::site::{Site, Tree};
 use crate::identity::Identity;
 use crate::plan::{Bind, IfAbsent, Plan, Root};
 use crate::protocol::Source;
 use crate::{WORKSPACE, sys};
 
-const FOLDER: Mode = Mode::from_raw_mode(0o755);
+pub(super) const FOLDER: Mode = Mode::from_raw_mode(0o755);
 
 /// A built view.
 pub(crate) struct Built {
@@ -93,16 +94,15 @@ impl Template {
         site: &Site,
         own: &WorkspacePath,
         source: OwnedFd,
-        sealed: OwnedFd,
+        places: &mut Places,
     ) -> Result<Built, ViewError> {
         let at = |what: &str| ViewError::at(format!("{what} .sessions"));
         let tree = clone_mount(&self.tree, true).and_then(|tree| site.stand(tree));
         let tree = tree.map_err(ViewError::at("clone the view"))?;
         let (_, name) = own.split_last().ok_or_else(|| ViewError::Scope("a session without a name".into()))?;
-        mkdirat(&sealed, name, FOLDER).map_err(at("make the mount point in"))?;
         let identity = Some(identity_of(&source).map_err(at("look into"))?);
         // A tree of its own until it is sealed: a part takes no more attributes.
-        let sealed = site.stand(sealed).map_err(at("place"))?;
+        let sealed = site.stand(places.take(site, name)?).map_err(at("place"))?;
         let inside = handle(&sealed, name).map_err(at("open"))?;
         attach(bind(source, false).map_err(at("bind the private folder in"))?, inside).map_err(at("attach in"))?;
         sys::set_mount_attributes(&sealed, sys::ATTR_RDONLY, false).map_err(at("seal"))?;
@@ -112,11 +112,6 @@ impl Template {
         sources.push(Source { path: own.to_bytes(), identity });
         Ok(Built { tree, sources })
     }
-}
-
-/// An empty `.sessions` for a view.
-pub(super) fn blank() -> Result<OwnedFd, ViewError> {
-    tmpfs(&[("size", "16k"), ("nr_inodes", "4"), ("mode", "0755")], PLAIN).map_err(ViewError::at("make .sessions"))
 }
 
 /// Does a view, whose workspace this is, still have the mount of a source? Whoever removes the folder that
@@ -146,15 +141,6 @@ pub(super) fn make_writable(workspace: &OwnedFd, plan: &Plan, identity: Identity
             let _ = identity.act(|| make_folders(workspace, path));
         }
     }
-}
-
-/// A session's private folder, made if it is not there.
-pub(super) fn private_folder(workspace: &OwnedFd, plan: &Plan, identity: Identity) -> Result<OwnedFd, ViewError> {
-    let folder = match handle(workspace, plan.own.to_bytes()) {
-        Err(Errno::NOENT) => identity.act(|| make_folders(workspace, &plan.own)),
-        other => other,
-    };
-    folder.map_err(ViewError::at("open the private folder in the workspace"))
 }
 
 struct Builder<'a> {
