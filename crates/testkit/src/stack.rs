@@ -203,7 +203,7 @@ impl Stack {
                 let log = std::fs::read_to_string(&log).unwrap_or_default();
                 panic!("cloister ended: {status}\n{log}");
             }
-            assert!(began.elapsed() < Duration::from_secs(60), "cloister does not get ready");
+            assert!(began.elapsed() < Duration::from_secs(120), "cloister does not get ready");
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
         let known: Value = serde_json::from_str(&text).expect("the ready file");

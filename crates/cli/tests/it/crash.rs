@@ -186,7 +186,7 @@ async fn round(mut stack: Stack, victim: Victim, at: u64, undisturbed: &[String]
     let mut events = stack.client.message(&session, &script(&lines(&name)), None).await.unwrap();
     let (id, mut seen, mut killed) = (events.turn().clone(), Vec::new(), false);
     while let Some(event) =
-        tokio::time::timeout(Duration::from_secs(30), events.next()).await.expect(&what).expect(&what)
+        tokio::time::timeout(Duration::from_secs(60), events.next()).await.expect(&what).expect(&what)
     {
         let due = event.seq == at;
         let over = event.kind.is_some_and(EventKind::is_terminal);

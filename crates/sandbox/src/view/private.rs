@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use cloister_types::path::WorkspacePath;
 use cloister_types::scope::SESSIONS;
-use rustix::fs::{RenameFlags, mkdirat, renameat_with};
+use rustix::fs::{AtFlags, RenameFlags, mkdirat, renameat_with, unlinkat};
 use rustix::io::{Errno, Result};
 
 use super::ViewError;
@@ -14,8 +14,7 @@ use super::mounts::{handle, open_strictly};
 use super::workspace::{FOLDER, make_folders};
 use crate::identity::Identity;
 
-/// The one made ahead. Beside the others, under a name that no session has;
-/// one that an earlier spawner has left is as good.
+/// The one made ahead. Beside the others, under a name that no session has.
 const NEXT: &str = ".next";
 
 /// Private folders, as they are needed.
@@ -33,10 +32,13 @@ impl Private {
 
     pub(super) fn make_ahead(&mut self, workspace: &OwnedFd, identity: Identity) {
         let made = open_strictly(workspace, SESSIONS).and_then(|folders| {
-            match identity.act(|| mkdirat(&folders, NEXT, FOLDER)) {
-                Err(Errno::EXIST) => Ok(()),
-                other => other,
-            }
+            identity.act(|| {
+                // What an earlier spawner has left, if nobody has been in it since.
+                match unlinkat(&folders, NEXT, AtFlags::REMOVEDIR) {
+                    Ok(()) | Err(Errno::NOENT) => mkdirat(&folders, NEXT, FOLDER),
+                    Err(errno) => Err(errno),
+                }
+            })
         });
         (self.is_ahead, self.resting) = (made.is_ok(), made.is_err());
     }

@@ -94,6 +94,45 @@ fn an_agent_runs_in_its_view_and_its_death_ends_the_sandbox_and_is_on_record() {
 }
 
 #[test]
+fn private_folders_are_fresh_whatever_was_left_where_they_are_made_ahead() {
+    let folder = tempfile::tempdir().unwrap();
+    let sessions = folder.path().join("workspace/.sessions");
+    let next = sessions.join(".next");
+    host(folder.path(), "#!/bin/sh\n").stop();
+    let outside = folder.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("secret"), "s").unwrap();
+    let plant: [&dyn Fn(); 4] = [
+        &|| (),
+        &|| std::os::unix::fs::symlink(&outside, &next).unwrap(),
+        &|| std::fs::write(&next, "a file").unwrap(),
+        &|| {
+            std::fs::create_dir(&next).unwrap();
+            std::fs::write(next.join("another's"), "s").unwrap();
+        },
+    ];
+    for (n, plant) in (0_u8..).zip(plant) {
+        let _ = std::fs::remove_dir_all(&next);
+        let _ = std::fs::remove_file(&next);
+        plant();
+        let host = host(folder.path(), "#!/bin/sh\n");
+        for m in 0..3 {
+            // Long enough for one to be made ahead, as far as that is possible.
+            std::thread::sleep(Duration::from_millis(60));
+            let session = SessionId::from_random([n, m, 1, 1, 1, 1]);
+            let before = std::fs::symlink_metadata(&next).map(|stat| std::os::unix::fs::MetadataExt::ino(&stat));
+            host.view(&session, &FileAccess::everything()).unwrap();
+            let own = sessions.join(session.as_str());
+            let is = std::fs::symlink_metadata(&own).unwrap();
+            assert!(is.is_dir() && std::fs::read_dir(&own).unwrap().next().is_none(), "{n} {m}");
+            let was_ahead = before.is_ok_and(|before| before == std::os::unix::fs::MetadataExt::ino(&is));
+            assert_eq!(was_ahead, n == 0, "{n} {m}: made ahead");
+        }
+        host.stop();
+    }
+}
+
+#[test]
 fn a_scope_through_a_link_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let host = host(folder.path(), "#!/bin/sh\n");
