@@ -277,8 +277,11 @@ fn memory(bytes: u64) -> Result<[OwnedFd; 2], Errno> {
     let temporary = folder(&whole, "tmp");
     if matches!(temporary, Err(Errno::INVAL)) {
         // Before Linux 6.15 what is mounted nowhere has no parts.
-        let one = || mounts::tmpfs(&[&options[..2], &[("mode", "1777")], &options[3..]].concat(), attributes);
-        return Ok([one()?, one()?]);
+        let one = |bytes: u64| {
+            let size = bytes.to_string();
+            mounts::tmpfs(&[&[("size", &*size), ("mode", "1777")], &options[1..2], &options[3..]].concat(), attributes)
+        };
+        return Ok([one(bytes - bytes / 4)?, one(bytes / 4)?]);
     }
     Ok([temporary?, folder(&whole, "shm")?])
 }

@@ -183,7 +183,7 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(socket: impl AsFd) -> std::i
 pub const RECEIVERS: u8 = 7;
 
 /// Sends bytes to one of our processes' ears, as a peer that says what it
-/// likes: true if they are a message of its protocol. `file` comes along as a
+/// likes: true if they are a message of its protocol, or nothing. `file` comes along as a
 /// descriptor, before as many others as `gifts` says. For tests and the fuzzer.
 ///
 /// # Errors

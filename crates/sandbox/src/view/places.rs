@@ -29,7 +29,8 @@ impl Places {
         let (tree, count) = match self.open.take().filter(|(_, count)| *count < TOGETHER) {
             Some(open) => open,
             None => {
-                let inodes = (2 * TOGETHER + 2).to_string();
+                // Twice what they are: where each has a label, that takes room as well.
+                let inodes = (4 * TOGETHER).to_string();
                 let tree = tmpfs(&[("size", "16k"), ("nr_inodes", &inodes), ("mode", "0755")], PLAIN);
                 (tree.and_then(|tree| site.stand(tree)).map_err(at("make room for"))?, 0)
             }
