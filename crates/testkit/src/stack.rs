@@ -401,9 +401,19 @@ pub fn kill(pid: u32) {
     send(pid, Signal::KILL);
 }
 
-/// SIGSTOP: the process is there and does nothing.
+/// SIGSTOP: the process is there and does nothing. A thread that runs meanwhile
+/// goes on for a moment, which is waited for.
 pub fn freeze(pid: u32) {
     send(pid, Signal::STOP);
+    let is_stopped = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['T', 'Z', 'X']))
+    };
+    let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let began = Instant::now();
+    while !tasks().all(is_stopped) && began.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// SIGCONT.
