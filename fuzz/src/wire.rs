@@ -82,6 +82,8 @@ pub(crate) fn frames(data: &[u8]) {
                     Ok(Some(frame)) => {
                         let _ = serde_json::from_value::<ToAgent>(frame.clone());
                         let _ = serde_json::from_value::<FromAgent>(frame.clone());
+                        let _ = serde_json::from_value::<Command>(frame.clone());
+                        let _ = serde_json::from_value::<Signal>(frame.clone());
                         heard.push(frame);
                     }
                     Ok(None) => break,
@@ -105,16 +107,6 @@ pub(crate) fn orders(data: &[u8]) {
         _ => (vec![1], Some(rest)),
     };
     cloister_sandbox::protocol::hear_bytes(receiver, &message, file, usize::from(shape >> 1) % 5).expect("a socket");
-    if let Some((length, body)) = rest.split_first_chunk::<4>() {
-        // Said to a supervisor or by one, whole or cut off.
-        let mut reader = FrameReader::with_limit(4096);
-        reader.push(length);
-        reader.push(body);
-        let _ = match shape % 4 {
-            0 => reader.next_frame::<Signal>().map(drop),
-            _ => reader.next_frame::<Command>().map(drop),
-        };
-    }
 }
 
 /// What the vault takes from its links: refused or understood, and said the same again.

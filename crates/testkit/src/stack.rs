@@ -403,6 +403,9 @@ pub fn kill(pid: u32) {
 
 /// SIGSTOP: the process is there and does nothing. A thread that runs meanwhile
 /// goes on for a moment, which is waited for.
+///
+/// # Panics
+/// It does not stand still.
 pub fn freeze(pid: u32) {
     send(pid, Signal::STOP);
     let is_stopped = |task: std::fs::DirEntry| {
@@ -411,7 +414,8 @@ pub fn freeze(pid: u32) {
     };
     let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let began = Instant::now();
-    while !tasks().all(is_stopped) && began.elapsed() < Duration::from_secs(5) {
+    while !tasks().all(is_stopped) {
+        assert!(began.elapsed() < Duration::from_secs(20), "{pid} does not stand still");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

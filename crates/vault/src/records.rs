@@ -466,6 +466,14 @@ mod tests {
         }
     }
 
+    /// Puts another database in place of the vault's.
+    pub(super) fn replace(at: &Place, database: &[u8]) {
+        for tail in ["db-wal", "db-shm"] {
+            let _ = std::fs::remove_file(at.database().with_extension(tail));
+        }
+        std::fs::write(at.database(), database).unwrap();
+    }
+
     pub(super) fn rules(host: &str) -> Rules {
         serde_json::from_str(&format!(r#"{{"targets":[{{"host":"{host}"}}],"attach":{{"kind":"header"}}}}"#)).unwrap()
     }
@@ -534,7 +542,7 @@ mod tests {
             std::fs::read(at.database()).unwrap()
         };
         let whole = keep();
-        let (folder, at) = (folder.path(), &at);
+        let at = &at;
         drop(records);
         for edit in [
             "UPDATE connection SET rules = replace(rules, 'api.', 'evil.') WHERE name = 'a'",
@@ -547,10 +555,7 @@ mod tests {
             "UPDATE meta SET value = 99 WHERE key = 'counter'",
             "DELETE FROM meta WHERE key = 'seal'",
         ] {
-            for name in ["data/vault.db", "data/vault.db-wal", "data/vault.db-shm"] {
-                let _ = std::fs::remove_file(folder.join(name));
-            }
-            std::fs::write(at.database(), &whole).unwrap();
+            replace(at, &whole);
             let records = Records::open(at).unwrap();
             assert!(open(&records, "api.example.com").is_ok());
             // Somebody else, while the vault is at work.
@@ -597,11 +602,7 @@ mod tests {
         let old = snapshot();
         Records::open(&at).unwrap().revoke(&name, None).unwrap();
         let new = snapshot();
-        let bring = |bytes: &[u8]| {
-            let _ = std::fs::remove_file(at.database().with_extension("db-wal"));
-            let _ = std::fs::remove_file(at.database().with_extension("db-shm"));
-            std::fs::write(at.database(), bytes).unwrap();
-        };
+        let bring = |bytes: &[u8]| replace(&at, bytes);
         bring(&old);
         assert!(matches!(Records::open(&at), Err(VaultError::RolledBack(_))));
         bring(&new);

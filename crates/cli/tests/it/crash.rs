@@ -82,9 +82,7 @@ impl Victim {
             Self::Agent => processes.agent(session),
         }
     }
-}
 
-impl Victim {
     /// On a busy machine an event may be seen before the one who is to die of it
     /// is there.
     async fn coming(self, stack: &Stack, session: &str) -> Option<u32> {

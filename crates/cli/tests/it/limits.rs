@@ -48,6 +48,16 @@ async fn a_sandbox_keeps_to_its_processes_and_its_tmp() {
         assert!(said.contains("fork") || said.contains("Resource"), "{who:?}: {said}");
         let (said, _) = stack.bash(&session, "head -c 3000000 /dev/zero > /tmp/big; ls -l /tmp/big").await;
         assert!(said.contains("No space left"), "{who:?}: {said}");
+        // Shared memory is of the same room, and another folder.
+        let fill = |folder: &str, bytes: u32| format!("head -c {bytes} /dev/zero > {folder}/part");
+        let (tmp, both) = (fill("/tmp", 600_000), fill("/dev/shm", 600_000));
+        let (said, failed) = stack.bash(&session, &format!("rm /tmp/big; {tmp} && echo fits && {both}")).await;
+        assert!(failed && said.starts_with("fits\n") && said.contains("No space left"), "{who:?}: {said}");
+        let fits = fill("/dev/shm", 200_000);
+        let (said, _) = stack
+            .bash(&session, &format!("rm /dev/shm/part; {fits} && ls /dev/shm; ln /dev/shm/part /tmp/link 2>&1"))
+            .await;
+        assert!(said.starts_with("part\n") && said.contains("cross-device"), "{who:?}: {said}");
     }
 }
 

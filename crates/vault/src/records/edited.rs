@@ -6,7 +6,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
-use super::tests::{open, place, rules, secret};
+use super::tests::{open, place, replace, rules, secret};
 use super::{Records, Refusal};
 use crate::place::Place;
 
@@ -51,10 +51,7 @@ impl Kept {
     /// The vault with this database.
     fn with(&self, database: &[u8]) -> Place {
         let at = place(self.folder.path());
-        for tail in ["db-wal", "db-shm"] {
-            let _ = std::fs::remove_file(at.database().with_extension(tail));
-        }
-        std::fs::write(at.database(), database).unwrap();
+        replace(&at, database);
         at
     }
 }
