@@ -1,5 +1,6 @@
 //! A running `cloister dev`.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -257,6 +258,15 @@ impl Stack {
             .filter(|entry| !entry.file_name().to_string_lossy().starts_with("next."))
             .map(|entry| entry.path())
             .collect()
+    }
+
+    /// The names of sessions' private folders; not the one that is there for
+    /// the next.
+    #[must_use]
+    pub fn private_folders(&self) -> Vec<OsString> {
+        let entries = std::fs::read_dir(self.workspace().join(".sessions")).expect("the folder of private folders");
+        let names = entries.map(|entry| entry.expect("an entry of it").file_name());
+        names.filter(|name| name != ".next").collect()
     }
 
     /// The `cloister` executable that runs here.
