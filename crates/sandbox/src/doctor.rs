@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use cloister_types::link::Enforced;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
@@ -194,7 +195,7 @@ fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<Shown, Refus
         let root =
             base.sandbox_root(&site, identity, &limits).map_err(|error| refused("build the sandbox's root", &error))?;
         let groups = cgroups.take(&limits).map_err(|error| refused("make the control groups", &error))?;
-        let enforced = cgroups.enforced(identity);
+        let enforced = Enforced { hidden_mounts: site.is_nowhere(), ..cgroups.enforced(identity) };
         let parts = Parts { root, network: None, groups: &groups, user: identity, limits: &limits, enforced };
         let launched = launch::prepare(parts).and_then(|(prepared, _)| prepared.begin(workspace, 0, &[]));
         if let Ok(sandbox) = &launched {

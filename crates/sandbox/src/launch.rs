@@ -7,7 +7,7 @@
 //!   network, sockets
 //!   clone into new namespaces ------>   wait
 //!   id maps, control groups
-//!   "go" --------------------------->   ids, root tree in, pivot,
+//!   "go" --------------------------->   ids, the root tree as root,
 //!                                       limits, Landlock, capabilities, filter
 //!   <----------------------- prepared   wait
 //!   the workspace, moved in
@@ -16,6 +16,13 @@
 //! ```
 //!
 //! Each step has a name, so that a refusal says what was refused.
+//!
+//! Where the kernel lets it (6.15), the root tree stays what it was built as, a
+//! tree that is mounted nowhere: the sandbox's own mount namespace is covered by
+//! an empty folder, and no mount of the tree is in it. So the kernel has nothing
+//! to list (`mountinfo` would tell where the host keeps the workspace), refuses
+//! every mount call on the tree whoever makes it, and needs no pivot, which looks
+//! at every thread of the host.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -75,6 +82,8 @@ pub(crate) struct Sandbox {
     pub(crate) exits: Exits,
     /// What holds.
     pub(crate) enforced: Enforced,
+    /// Its root. A tree that is mounted nowhere stands for as long as this is held.
+    pub(crate) root: OwnedFd,
 }
 
 const NAMESPACES: i32 =
@@ -83,10 +92,42 @@ const NAMESPACES: i32 =
 /// A sandbox that has no workspace yet.
 pub(crate) struct Prepared {
     sandbox: Sandbox,
-    /// Its mount namespace.
-    mounts: OwnedFd,
+    /// In which the workspace is to be attached, if the root tree is in it.
+    inside: Option<Inside>,
+}
+
+/// The mount namespace of a sandbox, for its supervisor.
+struct Inside {
+    namespace: OwnedFd,
     /// The supervisor's own.
     home: OwnedFd,
+}
+
+impl Inside {
+    fn of(pid: i32) -> Result<Self, Refused> {
+        let open = |of: &str, what: &str| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            rustix::fs::open(format!("/proc/{of}/ns/mnt"), flags, Mode::empty()).map_err(Refused::at(what))
+        };
+        let namespace = open(&pid.to_string(), "know the sandbox's mount namespace")?;
+        Ok(Self { namespace, home: open("self", "know the own mount namespace")? })
+    }
+
+    /// Nobody else has been in it yet, and whoever will be has no right left by
+    /// which to attach anything.
+    fn attach(&self, workspace: OwnedFd) -> Result<(), Refused> {
+        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+        let enter = |namespace: &OwnedFd| move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount));
+        enter(&self.namespace).map_err(Refused::at("enter the sandbox's mount namespace"))?;
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let attached = root.and_then(|root| attach_workspace(&root, workspace));
+        enter(&self.home).map_err(Refused::at("leave the sandbox's mount namespace"))?;
+        attached.map_err(Refused::at("attach the workspace view"))
+    }
+}
+
+fn attach_workspace(root: &OwnedFd, workspace: OwnedFd) -> rustix::io::Result<()> {
+    mounts::attach(workspace, mounts::handle(root, WORKSPACE)?)
 }
 
 /// What a sandbox is prepared with.
@@ -121,10 +162,9 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), R
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     network::enter(&home).map_err(Refused::at("leave the sandbox's network"))?;
-    drop((root, theirs, home, doors));
+    drop((theirs, home, doors));
     // Now, while it may be looked at: init is about to close itself to that.
-    let mounts = mount_namespace(&pid.to_string()).map_err(Refused::at("know the sandbox's mount namespace"))?;
-    let home = mount_namespace("self").map_err(Refused::at("know the own mount namespace"))?;
+    let inside = if enforced.hidden_mounts { None } else { Some(Inside::of(pid)?) };
     map_ids(pid, user)?;
     groups.admit(pid).map_err(Refused::at("move init into its control groups"))?;
     // A sandbox goes before the server when the whole machine runs short.
@@ -136,7 +176,7 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), R
     };
     let enforced = Enforced { landlock_abi, ..enforced };
     let known = Known::of(pid).map_err(Refused::at("look at the new processes"))?;
-    Ok((Prepared { sandbox: Sandbox { init, known, control: ours, exits, enforced }, mounts, home }, new))
+    Ok((Prepared { sandbox: Sandbox { init, known, control: ours, exits, enforced, root }, inside }, new))
 }
 
 impl Prepared {
@@ -146,25 +186,15 @@ impl Prepared {
     }
 
     /// Gives it its workspace, and with it its work; its first agent as well, if
-    /// there are descriptors for one. This process enters the sandbox's mount
-    /// namespace for that: nobody else has been in it yet, and whoever will be has
-    /// no right left by which to attach anything.
+    /// there are descriptors for one.
     pub(crate) fn begin(self, workspace: OwnedFd, serial: u64, agent: &[OwnedFd]) -> Result<Sandbox, Refused> {
-        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-        let enter = |namespace: &OwnedFd| move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount));
-        enter(&self.mounts).map_err(Refused::at("enter the sandbox's mount namespace"))?;
-        let attached =
-            rustix::fs::open(format!("/{WORKSPACE}"), OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
-                .and_then(|spot| mounts::attach(workspace, spot));
-        enter(&self.home).map_err(Refused::at("leave the sandbox's mount namespace"))?;
-        attached.map_err(Refused::at("attach the workspace view"))?;
+        match &self.inside {
+            None => attach_workspace(&self.sandbox.root, workspace).map_err(Refused::at("attach the workspace view"))?,
+            Some(inside) => inside.attach(workspace)?,
+        }
         init::begin(&self.sandbox.control, serial, agent).map_err(Refused::at("send init to work"))?;
         Ok(self.sandbox)
     }
-}
-
-fn mount_namespace(of: &str) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::open(format!("/proc/{of}/ns/mnt"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Ends a sandbox by its init, and waits until nothing of it is left.
@@ -231,12 +261,16 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
     rustix::system::setdomainname(b"(none)").map_err(Refused::at("set the domain name"))?;
     let last = forbid_namespaces().map_err(Refused::at("forbid nested namespaces"))?;
 
-    // The tree needs a place in this namespace before it can become the root.
     // procfs must be made while the old, unmasked one is still visible.
-    let spot =
-        rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Refused::at("open /proc"))?;
     let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
-    mounts::attach(&root, &spot).map_err(Refused::at("move the root tree in"))?;
+    let cover = if enforced.hidden_mounts {
+        Some(mounts::part(&root, "proc").map_err(Refused::at("take an empty folder"))?)
+    } else {
+        // The tree needs a place in this namespace before it can become the root.
+        let spot = mounts::host("/proc").map_err(Refused::at("open /proc"))?;
+        mounts::attach(&root, &spot).map_err(Refused::at("move the root tree in"))?;
+        None
+    };
     let terminals = mounts::terminals().map_err(Refused::at("make the terminals (devpts)"))?;
     let [temporary, shared] = memory(limits.tmp_bytes).map_err(Refused::at("make the temporary folders (tmpfs)"))?;
     for (mount, folder) in [(proc, "proc"), (terminals, "dev/pts"), (temporary, "tmp"), (shared, "dev/shm")] {
@@ -245,8 +279,15 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
         mounts::attach(mount, target).map_err(Refused::at(&format!("attach /{folder}")))?;
     }
     rustix::process::fchdir(&root).map_err(Refused::at("enter the root tree"))?;
-    sys::pivot_into_cwd().map_err(Refused::at("pivot the root"))?;
-    drop((root, spot));
+    match cover {
+        Some(cover) => {
+            let old = mounts::host("/").map_err(Refused::at("open the old root"))?;
+            mounts::attach(cover, old).map_err(Refused::at("cover the mount namespace"))?;
+            rustix::process::chroot(".").map_err(Refused::at("make the tree the root (chroot)"))?;
+        }
+        None => sys::pivot_into_cwd().map_err(Refused::at("pivot the root"))?,
+    }
+    drop(root);
 
     rustix::process::umask(Mode::from_raw_mode(0o022));
     fs::create_dir("/tmp/home").map_err(Refused::at("make the home folder"))?;

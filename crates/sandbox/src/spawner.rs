@@ -307,6 +307,7 @@ impl Spawner {
             terms.enforced.host_user = "own".into();
         }
         terms.enforced.image = self.base.is_image();
+        terms.enforced.hidden_mounts = self.site.is_nowhere();
         let (groups, refused) = match self.cgroups.take(&terms.limits) {
             Ok(groups) => (groups, None),
             Err(error) => {

@@ -405,6 +405,10 @@ pub struct Enforced {
     /// own, instead of the host's programs.
     #[serde(default)]
     pub image: bool,
+    /// The sandbox sees no list of its mounts, which would tell where the host
+    /// keeps the workspace (since Linux 6.15).
+    #[serde(default)]
+    pub hidden_mounts: bool,
     /// What limits memory: `cgroup-v1`, `cgroup-v2` or `rlimit-per-process`.
     pub memory: String,
     /// What limits CPU: `cgroup-v1`, `cgroup-v2` or `none`.

@@ -57,9 +57,11 @@ for path in ["sys", "sys/kernel/core_pattern", "sys/kernel/modprobe", "sysrq-tri
              "cmdline", "meminfo", "bus", "acpi", "scsi", "interrupts", "mounts2", "config.gz", "cgroups", "modules", "swaps", "version"]:
     probe("absent proc " + path, lambda p=path: os.lstat("/proc/" + p))
 # 13
-def no_canary():
-    return "canary" not in open("/proc/self/mountinfo").read()
-probe("is mountinfo without the canary", no_canary)
+for table in ["mountinfo", "mounts", "mountstats"]:
+    said = lambda t=table: open("/proc/self/" + t).read()
+    probe("is without the canary: " + table, lambda f=said: "canary" not in f() and (not HIDDEN or folder not in f()))
+    probe("is as little as can be: " + table, lambda f=said: (f() == "") == HIDDEN)
+probe("control mounts are found", lambda: len(mounts()) > 14)
 probe("denied statmount", lambda: call(457, 0, 0, 0, 0))
 probe("denied listmount", lambda: call(458, 0, 0, 0, 0))
 # 14
@@ -167,8 +169,8 @@ for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]:
 probe("is no_new_privs", lambda: status["NoNewPrivs"].strip() == "1")
 probe("is filtered", lambda: status["Seccomp"].strip() == "2")
 probe("is one user", lambda: os.getuid() == 1000 and open("/proc/self/uid_map").read().split()[0] == "1000")
-probe("is nosuid everywhere", lambda: all("nosuid" in line.split()[5] for line in open("/proc/self/mountinfo")))
-probe("is nodev but for devices", lambda: all("nodev" in line.split()[5] or line.split()[4].startswith("/dev/") for line in open("/proc/self/mountinfo")))
+probe("is nosuid everywhere", lambda: all(flags & NOSUID for flags in mounts().values()))
+probe("is nodev but for devices", lambda: all(flags & NODEV or path.startswith("/dev/") for path, flags in mounts().items()))
 def no_setuid():
     try:
         os.setuid(0)

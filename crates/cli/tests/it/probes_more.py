@@ -69,14 +69,14 @@ probe("control membarrier", lambda: call(324, 0, 0, 0))
 
 # 17: every spelling of a mount, with true arguments
 REMOUNT, BIND, MOVE, REC = 32, 4096, 8192, 16384
-mounts = {"remount /usr writable": (165, 0, s("/usr"), 0, REMOUNT | BIND, 0), "remount the workspace": (165, 0, s("/opt/sandbox/workspace"), 0, REMOUNT | BIND, 0), "bind over /usr": (165, s("/tmp"), s("/usr"), 0, BIND | REC, 0),
+spellings = {"remount /usr writable": (165, 0, s("/usr"), 0, REMOUNT | BIND, 0), "remount the workspace": (165, 0, s("/opt/sandbox/workspace"), 0, REMOUNT | BIND, 0), "bind over /usr": (165, s("/tmp"), s("/usr"), 0, BIND | REC, 0),
           "move": (165, s("/tmp"), s("/dev/shm"), 0, MOVE, 0), "share": (165, 0, s("/"), 0, 1 << 20 | REC, 0), "new proc": (165, s("proc"), s("/proc"), s("proc"), 0, 0), "sysfs": (165, s("sysfs"), s("/tmp"), s("sysfs"), 0, 0),
           "cgroup2": (165, s("cgroup2"), s("/tmp"), s("cgroup2"), 0, 0), "devpts": (165, s("devpts"), s("/tmp"), s("devpts"), 0, s("newinstance")), "overlay": (165, s("o"), s("/tmp"), s("overlay"), 0, s("lowerdir=/usr,upperdir=/tmp,workdir=/tmp")),
           "umount scope": (166, s(os.path.abspath("in/rw")), 2), "umount tmp": (166, s("/tmp"), 1), "umount device": (166, s("/dev/null"), 8), "clone tree": (428, -100, s("/usr"), 1 | 0x8000 | 0x80000),
           "clear read-only": (442, -100, s("/usr"), 0x8000, ctypes.c_char_p(struct.pack("4Q", 0, 1, 0, 0)), 32), "clear nosuid": (442, -100, s("/tmp"), 0, ctypes.c_char_p(struct.pack("4Q", 0, 2, 0, 0)), 32)}
-for name, arguments in mounts.items():
+for name, arguments in spellings.items():
     probe("denied mount: " + name, lambda a=arguments: call(*a))
-probe("is every system mount read-only", lambda: all("ro" in line.split()[5].split(",") for line in open("/proc/self/mountinfo") if line.split()[4].startswith(("/usr", "/etc", "/opt/sandbox/bin")) or line.split()[4] == "/"))
+probe("is every system mount read-only", lambda: all(flags & RDONLY for path, flags in mounts().items() if path.startswith(("/usr", "/etc", "/opt/sandbox/bin")) or path == "/"))
 probe("is no mount shared with the host", lambda: "shared:" not in open("/proc/self/mountinfo").read() and "master:" not in open("/proc/self/mountinfo").read())
 
 # 5: mount points of the scope, renamed, removed, covered, exchanged

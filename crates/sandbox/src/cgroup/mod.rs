@@ -76,6 +76,7 @@ impl Cgroups {
             mode: if identity.root_mode { "root" } else { "user" }.to_owned(),
             host_user: if identity.root_mode { "tenant" } else { "server" }.to_owned(),
             image: false,
+            hidden_mounts: false,
             memory: by("memory", MEMORY_FALLBACK),
             cpu: by("cpu", "none"),
             pids: by("pids", PIDS_FALLBACK),

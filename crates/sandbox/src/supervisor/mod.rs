@@ -112,6 +112,8 @@ struct Supervisor {
     folder: OwnedFd,
     init: OwnedFd,
     control: OwnedFd,
+    /// The sandbox's root tree, which stands for as long as this does.
+    _root: OwnedFd,
     groups: SessionGroups,
     /// `None`: it is gone, and no other turn begins here.
     meter: Option<Meter>,
@@ -150,7 +152,7 @@ impl Supervisor {
             launch::end(&init);
             because
         };
-        let Sandbox { known, control, exits, enforced, .. } =
+        let Sandbox { known, control, exits, enforced, root, .. } =
             claimed.begin(1, &fds).map_err(|refused| end(NotBegun::Refused(refused)))?;
         drop(fds);
         // Init was woken on this processor, where it would wait for us.
@@ -173,6 +175,7 @@ impl Supervisor {
             folder,
             init,
             control,
+            _root: root,
             groups,
             meter,
             told_busy,

@@ -12,7 +12,7 @@ use rustix::mount::MountAttrFlags;
 
 use super::ViewError;
 use super::image::{self, Image};
-use super::mounts::{attach, bind, clone_mount, handle, host, tmpfs};
+use super::mounts::{attach, bind, clone_mount, handle, host, seal, tmpfs};
 use super::site::{Site, Tree};
 use crate::confine::Limits;
 use crate::identity::Identity;
@@ -89,7 +89,8 @@ impl Base {
             Some(_) => image::bring_libraries(&tree).map_err(ViewError::at("bind the agent's libraries"))?,
             None => host_programs(&tree)?,
         }
-        sys::set_mount_attributes(&tree, sys::ATTR_RDONLY, false).map_err(ViewError::at("seal the root"))?;
+        // All sandboxes share it: it must not depend on the flags of a mount.
+        seal(&tree).map_err(ViewError::at("seal the root"))?;
         Ok(Self { tree, image })
     }
 

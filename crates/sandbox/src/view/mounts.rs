@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Result;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, move_mount,
+    open_tree,
 };
 
 use crate::sys;
@@ -16,7 +17,7 @@ pub(super) const STRICT: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// Opens `path` below `folder` as a mere handle.
-pub(super) fn handle(folder: impl AsFd, path: impl rustix::path::Arg) -> Result<OwnedFd> {
+pub(crate) fn handle(folder: impl AsFd, path: impl rustix::path::Arg) -> Result<OwnedFd> {
     openat2(folder, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), STRICT)
 }
 
@@ -99,6 +100,14 @@ pub(crate) fn can_map_owners(folder: impl AsFd, namespace: impl AsFd) -> Result<
     sys::map_mount_owners(tmpfs(&[("size", "4k"), ("nr_inodes", "2")], MountAttrFlags::empty())?, namespace)
 }
 
+/// Makes the whole file system of a mount read-only, through whichever mount it
+/// is seen.
+pub(super) fn seal(mount: impl AsFd) -> Result<()> {
+    let context = fspick(mount, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
+    fsconfig_set_flag(&context, "ro")?;
+    fsconfig_reconfigure(&context)
+}
+
 /// Attaches a detached mount on `target`.
 pub(crate) fn attach(mount: impl AsFd, target: impl AsFd) -> Result<()> {
     move_mount(mount, "", target, "", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
@@ -112,7 +121,7 @@ pub(super) fn unmount(folder: impl AsFd, name: &str) -> Result<()> {
 }
 
 /// Opens a trusted path of the host, links followed.
-pub(super) fn host(path: &str) -> Result<OwnedFd> {
+pub(crate) fn host(path: &str) -> Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
