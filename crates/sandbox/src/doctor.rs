@@ -8,7 +8,7 @@ use cloister_types::link::Enforced;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
-use crate::launch::{self, Parts, Refused};
+use crate::launch::{self, Parts, Preparing, Refused};
 use crate::view::{self, Base, Site};
 use crate::{cgroup::Cgroups, confine::Limits, grounds};
 
@@ -197,7 +197,8 @@ fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<Shown, Refus
         let groups = cgroups.take(&limits).map_err(|error| refused("make the control groups", &error))?;
         let enforced = Enforced { hidden_mounts: site.is_nowhere(), ..cgroups.enforced(identity) };
         let parts = Parts { root, network: None, groups: &groups, user: identity, limits: &limits, enforced };
-        let launched = launch::prepare(parts).and_then(|(prepared, _)| prepared.begin(workspace, 0, &[]));
+        let launched = launch::prepare(parts).and_then(Preparing::wait);
+        let launched = launched.and_then(|(prepared, _)| prepared.begin(workspace, 0, &[]));
         if let Ok(sandbox) = &launched {
             launch::end(&sandbox.init);
         }

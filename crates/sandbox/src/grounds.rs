@@ -52,7 +52,7 @@ pub(crate) fn own_users(workspace: &OwnedFd, owner: Identity) -> std::io::Result
         return Ok(None);
     }
     let mut ids = SandboxIds::new()?;
-    let map = identity::owners_map(owner, ids.next())?;
+    let (map, _) = identity::owners_map(owner, ids.next())?;
     match view::mounts::can_map_owners(workspace, map) {
         Ok(()) => Ok(Some(ids)),
         Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM | Errno::NOSYS) => Ok(None),

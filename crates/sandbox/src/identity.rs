@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
-
+use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::launch;
@@ -107,12 +107,22 @@ impl SandboxIds {
     }
 }
 
+/// The process that a namespace was made with, which has been ended; dropped, it
+/// is waited for.
+pub(crate) struct Ended(OwnedFd);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        launch::collect(&self.0);
+    }
+}
+
 /// A user namespace for `map_mount_owners`: what belongs to `owner` on disk is
 /// `user`'s, and whatever else there is keeps its owner.
-pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<OwnedFd> {
+pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<(OwnedFd, Ended)> {
     let parent = rustix::process::getpid();
     let Forked::Parent { pid, pidfd } = sys::fork_into(libc::CLONE_NEWUSER)? else { be_a_namespace(parent) };
-    let made = (|| {
+    let made = (|| -> std::io::Result<OwnedFd> {
         for (file, owner, user) in [("uid_map", owner.uid, user.uid), ("gid_map", owner.gid, user.gid)] {
             let same =
                 |from: u32, to: u32| if from < to { format!("{from} {from} {}\n", to - from) } else { String::new() };
@@ -123,14 +133,15 @@ pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<Own
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(rustix::fs::open(format!("/proc/{pid}/ns/user"), flags, Mode::empty())?)
     })();
-    launch::end(&pidfd);
-    made
+    pidfd_send_signal(&pidfd, Signal::KILL)?;
+    let ended = Ended(pidfd);
+    Ok((made?, ended))
 }
 
 /// Lives for as long as it takes to read its namespace, and never longer than
 /// the parent, of which it keeps nothing.
 fn be_a_namespace(parent: rustix::process::Pid) -> ! {
-    let dies_along = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).is_ok();
+    let dies_along = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).is_ok();
     if dies_along && sys::close_from(0).is_ok() && rustix::process::getppid() == Some(parent) {
         loop {
             std::thread::park();

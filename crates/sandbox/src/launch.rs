@@ -4,11 +4,11 @@
 //!
 //! ```text
 //! supervisor                          child (becomes init)
-//!   network, sockets
+//!   network
 //!   clone into new namespaces ------>   wait
 //!   id maps, control groups
 //!   "go" --------------------------->   ids, the root tree as root,
-//!                                       limits, Landlock, capabilities, filter
+//!   routes, sockets                     limits, Landlock, capabilities, filter
 //!   <----------------------- prepared   wait
 //!   the workspace, moved in
 //!   "begin", with an agent's descriptors if a turn comes along
@@ -25,9 +25,10 @@
 //! at every thread of the host.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cloister_types::link::Enforced;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
@@ -64,7 +65,7 @@ impl Refused {
 /// What init reports once.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Standing {
-    /// Confined; it lacks nothing but the workspace.
+    /// Confined; it lacks nothing but the workspace. With what it has used up.
     Prepared { landlock_abi: u32 },
     /// A step failed; init has ended.
     Failed(Refused),
@@ -84,6 +85,9 @@ pub(crate) struct Sandbox {
     pub(crate) enforced: Enforced,
     /// Its root. A tree that is mounted nowhere stands for as long as this is held.
     pub(crate) root: OwnedFd,
+    /// What init has made and needs no more. The kernel takes its time over
+    /// closing it, and nobody should wait for that.
+    pub(crate) used_up: Vec<OwnedFd>,
 }
 
 const NAMESPACES: i32 =
@@ -143,40 +147,66 @@ pub(crate) struct Parts<'a> {
     pub(crate) enforced: Enforced,
 }
 
-/// Prepares a sandbox. Called in the process that becomes its supervisor.
-/// Returns its network as well, if that is new.
-pub(crate) fn prepare(parts: Parts<'_>) -> Result<(Prepared, Option<OwnedFd>), Refused> {
+/// A sandbox in the making: init works at it, and there is time for something
+/// else.
+pub(crate) struct Preparing {
+    prepared: Prepared,
+    /// Its network, if that is new.
+    network: Option<OwnedFd>,
+}
+
+/// Begins to prepare a sandbox. Called in the process that becomes its
+/// supervisor. Init is sent to its work as soon as it can be: it takes longest.
+pub(crate) fn prepare(parts: Parts<'_>) -> Result<Preparing, Refused> {
     let Parts { root, network, groups, user, limits, enforced } = parts;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(Refused::at("make init's control socket"))?;
+    let go = eventfd(0, EventfdFlags::CLOEXEC).map_err(Refused::at("make init's starting signal"))?;
     let home = network::current().map_err(Refused::at("know the own network"))?;
-    let new = match network {
-        Some(network) => network::enter(network).map(|()| None).map_err(Refused::at("enter the network"))?,
-        None => network::enter_new().map(Some).map_err(Refused::at("make the network"))?,
-    };
-    let exits = Exits::make().map_err(Refused::at("listen for what leaves"))?;
+    match network {
+        Some(network) => network::enter(network).map_err(Refused::at("enter the network"))?,
+        None => network::enter_bare().map_err(Refused::at("make the network"))?,
+    }
     let doors = groups.doors().map_err(Refused::at("open the control groups"))?;
     let (pid, init) = match sys::fork_into(NAMESPACES).map_err(Refused::at("make the namespaces (clone3)"))? {
-        Forked::Child => child(root, theirs, doors, limits, &enforced),
+        Forked::Child => child(root, theirs, go, doors, limits, &enforced),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
-    network::enter(&home).map_err(Refused::at("leave the sandbox's network"))?;
-    drop((theirs, home, doors));
+    drop((theirs, doors));
     // Now, while it may be looked at: init is about to close itself to that.
     let inside = if enforced.hidden_mounts { None } else { Some(Inside::of(pid)?) };
     map_ids(pid, user)?;
     groups.admit(pid).map_err(Refused::at("move init into its control groups"))?;
     // A sandbox goes before the server when the whole machine runs short.
     fs::write(format!("/proc/{pid}/oom_score_adj"), "500").map_err(Refused::at("raise the OOM score"))?;
-    protocol::send(&ours, &(), &[]).map_err(Refused::at("release init"))?;
-    let landlock_abi = match hear(&ours)? {
-        Standing::Prepared { landlock_abi } => landlock_abi,
-        Standing::Failed(refused) => return Err(refused),
+    rustix::io::write(&go, &1_u64.to_ne_bytes()).map_err(Refused::at("release init"))?;
+    let new = match network {
+        Some(_) => None,
+        None => Some(network::furnish().map_err(Refused::at("furnish the network"))?),
     };
-    let enforced = Enforced { landlock_abi, ..enforced };
+    let exits = Exits::make().map_err(Refused::at("listen for what leaves"))?;
+    network::enter(&home).map_err(Refused::at("leave the sandbox's network"))?;
     let known = Known::of(pid).map_err(Refused::at("look at the new processes"))?;
-    Ok((Prepared { sandbox: Sandbox { init, known, control: ours, exits, enforced, root }, inside }, new))
+    let sandbox = Sandbox { init, known, control: ours, exits, enforced, root, used_up: Vec::new() };
+    Ok(Preparing { prepared: Prepared { sandbox, inside }, network: new })
+}
+
+impl Preparing {
+    /// Waits for init's word; with the network, if that is new.
+    pub(crate) fn wait(self) -> Result<(Prepared, Option<OwnedFd>), Refused> {
+        let Self { mut prepared, network } = self;
+        let said = protocol::receive(&prepared.sandbox.control).map_err(Refused::at("hear from init"))?;
+        match said {
+            Some((Standing::Prepared { landlock_abi }, fds)) => {
+                prepared.sandbox.enforced.landlock_abi = landlock_abi;
+                prepared.sandbox.used_up = fds;
+                Ok((prepared, network))
+            }
+            Some((Standing::Failed(refused), _)) => Err(refused),
+            None => Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
+        }
+    }
 }
 
 impl Prepared {
@@ -185,11 +215,18 @@ impl Prepared {
         &self.sandbox.init
     }
 
+    /// Closes what has been used up, which takes a moment.
+    pub(crate) fn tidy(&mut self) {
+        self.sandbox.used_up.clear();
+    }
+
     /// Gives it its workspace, and with it its work; its first agent as well, if
     /// there are descriptors for one.
     pub(crate) fn begin(self, workspace: OwnedFd, serial: u64, agent: &[OwnedFd]) -> Result<Sandbox, Refused> {
         match &self.inside {
-            None => attach_workspace(&self.sandbox.root, workspace).map_err(Refused::at("attach the workspace view"))?,
+            None => {
+                attach_workspace(&self.sandbox.root, workspace).map_err(Refused::at("attach the workspace view"))?
+            }
             Some(inside) => inside.attach(workspace)?,
         }
         init::begin(&self.sandbox.control, serial, agent).map_err(Refused::at("send init to work"))?;
@@ -201,18 +238,14 @@ impl Prepared {
 pub(crate) fn end(init: &OwnedFd) {
     // What cannot be killed (something above us forbids it) is not waited for;
     // it ends with its supervisor, whose hanging up it hears.
-    if !matches!(pidfd_send_signal(init, Signal::KILL), Ok(()) | Err(Errno::SRCH)) {
-        return;
+    if matches!(pidfd_send_signal(init, Signal::KILL), Ok(()) | Err(Errno::SRCH)) {
+        collect(init);
     }
-    let _ = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(init.as_fd()), WaitIdOptions::EXITED));
 }
 
-/// What init says.
-fn hear(control: &OwnedFd) -> Result<Standing, Refused> {
-    match protocol::receive::<Standing>(control).map_err(Refused::at("hear from init"))? {
-        Some((said, _)) => Ok(said),
-        None => Err(Refused { step: "hear from init".into(), answer: "it ended without a word".into() }),
-    }
+/// Waits for the end of a child.
+pub(crate) fn collect(child: &OwnedFd) {
+    let _ = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED));
 }
 
 /// Maps the inside user to the sandbox's host user, and nobody else.
@@ -228,22 +261,27 @@ fn map_ids(pid: i32, identity: Identity) -> Result<(), Refused> {
 }
 
 /// The child's side. Never returns: it serves as init or exits.
-fn child(root: OwnedFd, control: OwnedFd, doors: Doors, limits: &Limits, enforced: &Enforced) -> ! {
+fn child(root: OwnedFd, control: OwnedFd, go: OwnedFd, doors: Doors, limits: &Limits, enforced: &Enforced) -> ! {
     // The supervisor's own socket end must close here, or init would never
     // notice that the supervisor is gone.
-    let kept = sys::keep_only([root, control].into_iter().chain(doors.0).collect());
+    let kept = sys::keep_only([root, control, go].into_iter().chain(doors.0).collect());
     let Ok(mut kept) = kept else { std::process::exit(1) };
-    let doors = Doors(kept.split_off(2));
-    let Ok([root, control]) = <[OwnedFd; 2]>::try_from(kept) else { std::process::exit(1) };
-    let Ok(Some(_)) = protocol::receive::<()>(&control) else { std::process::exit(1) };
+    let doors = Doors(kept.split_off(3));
+    let Ok([root, control, go]) = <[OwnedFd; 3]>::try_from(kept) else { std::process::exit(1) };
+    if !may_go(&control, go) {
+        std::process::exit(1);
+    }
     let entered = doors.enter().map_err(Refused::at("move init into its control groups"));
-    let standing = match entered.and_then(|()| set_up(root, limits, enforced)) {
+    let mut used_up = Vec::new();
+    let standing = match entered.and_then(|()| set_up(root, limits, enforced, &mut used_up)) {
         Ok(landlock_abi) => Standing::Prepared { landlock_abi },
         Err(refused) => Standing::Failed(refused),
     };
-    if protocol::send(&control, &standing, &[]).is_err() || matches!(standing, Standing::Failed(_)) {
+    let fds: Vec<BorrowedFd<'_>> = used_up.iter().map(AsFd::as_fd).collect();
+    if protocol::send(&control, &standing, &fds).is_err() || matches!(standing, Standing::Failed(_)) {
         std::process::exit(1);
     }
+    drop(used_up);
     // Either there is a workspace now, or nobody needs this sandbox.
     let Ok(children) = sys::watch_children() else { std::process::exit(1) };
     let Some(first) = init::wait_for_workspace(&control) else { std::process::exit(0) };
@@ -253,13 +291,22 @@ fn child(root: OwnedFd, control: OwnedFd, doors: Doors, limits: &Limits, enforce
     init::serve(control, children, first, enforced.image)
 }
 
-fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Refused> {
+/// Waits for the starting signal; false if the supervisor hangs up. Not a word
+/// on the socket: the kernel would take that for the sender's last before it
+/// sleeps, and wake init on the sender's processor, where it would wait.
+fn may_go(control: &OwnedFd, go: OwnedFd) -> bool {
+    let mut waiting = [PollFd::new(&go, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+    let woken = rustix::io::retry_on_intr(|| poll(&mut waiting, None));
+    woken.is_ok() && !waiting[0].revents().is_empty()
+}
+
+fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced, used_up: &mut Vec<OwnedFd>) -> Result<u32, Refused> {
     sys::become_inside(INSIDE_ID).map_err(Refused::at("become the inside user"))?;
     rustix::process::setsid().map_err(Refused::at("start a session (setsid)"))?;
     sys::unshare(libc::CLONE_NEWCGROUP).map_err(Refused::at("make the cgroup namespace"))?;
     rustix::system::sethostname(b"cloister").map_err(Refused::at("set the host name"))?;
     rustix::system::setdomainname(b"(none)").map_err(Refused::at("set the domain name"))?;
-    let last = forbid_namespaces().map_err(Refused::at("forbid nested namespaces"))?;
+    let last = forbid_namespaces(used_up).map_err(Refused::at("forbid nested namespaces"))?;
 
     // procfs must be made while the old, unmasked one is still visible.
     let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
@@ -272,7 +319,8 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
         None
     };
     let terminals = mounts::terminals().map_err(Refused::at("make the terminals (devpts)"))?;
-    let [temporary, shared] = memory(limits.tmp_bytes).map_err(Refused::at("make the temporary folders (tmpfs)"))?;
+    let [temporary, shared] =
+        memory(limits.tmp_bytes, used_up).map_err(Refused::at("make the temporary folders (tmpfs)"))?;
     for (mount, folder) in [(proc, "proc"), (terminals, "dev/pts"), (temporary, "tmp"), (shared, "dev/shm")] {
         let target = rustix::fs::openat(&root, folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(Refused::at(&format!("open the new /{folder}")))?;
@@ -304,7 +352,7 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced) -> Result<u32, Re
 
 /// Two folders for everybody in memory, with room for so many bytes together: a
 /// file system of its own for either takes more of the kernel's memory.
-fn memory(bytes: u64) -> Result<[OwnedFd; 2], Errno> {
+fn memory(bytes: u64, used_up: &mut Vec<OwnedFd>) -> Result<[OwnedFd; 2], Errno> {
     let (size, inodes, id) = (bytes.to_string(), (bytes / 4096).max(1024).to_string(), INSIDE_ID.to_string());
     let options = [("size", &*size), ("nr_inodes", &inodes), ("mode", "0755"), ("uid", &id), ("gid", &id)];
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -324,12 +372,14 @@ fn memory(bytes: u64) -> Result<[OwnedFd; 2], Errno> {
         };
         return Ok([one(bytes - bytes / 4)?, one(bytes / 4)?]);
     }
-    Ok([temporary?, folder(&whole, "shm")?])
+    let both = [temporary?, folder(&whole, "shm")?];
+    used_up.push(whole);
+    Ok(both)
 }
 
 /// Writes 0 to the per-namespace limits, so that nesting fails even if the
 /// filter let it through. Returns the mount limit's file, to be written last.
-fn forbid_namespaces() -> Result<OwnedFd, Errno> {
+fn forbid_namespaces(used_up: &mut Vec<OwnedFd>) -> Result<OwnedFd, Errno> {
     let proc = mounts::whole_proc()?;
     let open = |name: String| {
         rustix::fs::openat(&proc, format!("sys/user/max_{name}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
@@ -342,5 +392,7 @@ fn forbid_namespaces() -> Result<OwnedFd, Errno> {
     for (kind, most) in [("instances", "32"), ("watches", "16384")] {
         rustix::io::write(open(format!("inotify_{kind}"))?, most.as_bytes())?;
     }
-    open("mnt_namespaces".to_owned())
+    let last = open("mnt_namespaces".to_owned());
+    used_up.push(proc);
+    last
 }

@@ -24,10 +24,14 @@ pub(crate) fn enter(network: impl AsFd) -> Result<()> {
     move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
 }
 
-/// Moves this process to a new network, with loopback up, where every address
-/// is its own: whatever a program dials is answered here, or refused.
-pub(crate) fn enter_new() -> Result<OwnedFd> {
-    sys::unshare(libc::CLONE_NEWNET)?;
+/// Moves this process to a new network, in which nothing works yet.
+pub(crate) fn enter_bare() -> Result<()> {
+    sys::unshare(libc::CLONE_NEWNET)
+}
+
+/// Brings loopback up in the network that this process is in, and makes every
+/// address its own: whatever a program dials is answered here, or refused.
+pub(crate) fn furnish() -> Result<OwnedFd> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sys::loopback_up(&socket)?;
     lead_everything_here()?;
@@ -146,7 +150,8 @@ pub(crate) struct Silence(Vec<(String, u64)>);
 impl Silence {
     /// Looks at a new network; `home` is where this process belongs.
     pub(crate) fn measure(home: &OwnedFd) -> Result<Self> {
-        let network = enter_new()?;
+        enter_bare()?;
+        let network = furnish()?;
         enter(home)?;
         Ok(Self(counts(&network, home)?))
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::SessionGroups;
 use crate::confine::Limits;
-use crate::identity::{self, Identity};
+use crate::identity::{self, Ended, Identity};
 use crate::launch::{self, Prepared, Refused, Sandbox};
 use crate::protocol;
 use crate::quota::Meter;
@@ -121,6 +121,10 @@ pub(crate) struct Spares {
 }
 
 impl Spares {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// Is there a place for one more?
     pub(crate) fn wants(&self) -> bool {
         !self.resting && self.kept.len() < KEPT
@@ -209,14 +213,18 @@ fn live(channel: OwnedFd, parts: Parts) {
     let user = slot.user.unwrap_or(owner);
     let (mut owners, mut network) = (None, None);
     let prepared = root.and_then(|root| {
-        if slot.owners.is_none() && user.uid != owner.uid {
-            owners = Some(owners_map(owner, user)?);
-        }
         let parts =
             launch::Parts { root, network: slot.network.as_ref(), groups: &groups, user, limits: &limits, enforced };
-        let (prepared, new) = launch::prepare(parts)?;
-        network = new;
+        let preparing = launch::prepare(parts)?;
+        let mut helper = None;
+        if slot.owners.is_none() && user.uid != owner.uid {
+            let (map, ended) = owners_map(owner, user)?;
+            (owners, helper) = (Some(map), Some(ended));
+        }
         supervisor::give_up().map_err(|errno| Refused { step: "give rights up".into(), answer: errno.to_string() })?;
+        let (prepared, new) = preparing.wait()?;
+        network = new;
+        drop(helper);
         Ok(prepared)
     });
     let word = Stands { well: prepared.is_ok(), owners: owners.is_some() };
@@ -226,6 +234,12 @@ fn live(channel: OwnedFd, parts: Parts) {
     drop(network);
     let owners = owners.or_else(|| slot.owners.take());
     drop(slot);
+    let mut prepared = prepared;
+    if let Ok(prepared) = &mut prepared
+        && !is_waited_for(&channel)
+    {
+        prepared.tidy();
+    }
     match claimed(&channel, prepared.as_ref().ok()) {
         Some((post, workspace)) => {
             drop(channel);
@@ -241,8 +255,13 @@ fn live(channel: OwnedFd, parts: Parts) {
     groups.leave(Some(spawner));
 }
 
+/// Has a session been waiting for this sandbox already?
+fn is_waited_for(channel: &OwnedFd) -> bool {
+    poll(&mut [PollFd::new(channel, PollFlags::IN)], Some(&Default::default())).is_ok_and(|ready| ready > 0)
+}
+
 /// What shows the workspace as the sandbox's user's.
-fn owners_map(owner: Identity, user: Identity) -> Result<OwnedFd, Refused> {
+fn owners_map(owner: Identity, user: Identity) -> Result<(OwnedFd, Ended), Refused> {
     let map = identity::owners_map(owner, user);
     map.map_err(|error| Refused { step: "map the workspace's owner".into(), answer: error.to_string() })
 }

@@ -25,7 +25,7 @@ use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
 use crate::view::{self, Base, Built, Image, Lent, Seen, Site, ViewError};
-use crate::{doctor, grounds, supervisor};
+use crate::{confine, doctor, grounds, supervisor};
 
 /// Silence after which something is made for whoever asks next.
 const LULL: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
@@ -169,6 +169,7 @@ impl Spawner {
         let lent = Lent::new().map_err(|errno| fatal("watch for views that are given back", &errno))?;
         let base = Base::build(&site, agent, image).map_err(unbuilt)?;
         let meter = office.join().map_err(|error| fatal("join the meter", &error))?;
+        confine::get_ready();
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
         let ids =
             grounds::own_users(&workspace, identity).map_err(|error| fatal("find host users for sandboxes", &error))?;
@@ -228,6 +229,11 @@ impl Spawner {
             }
             (Request::Open { session, file_access, launch, at_once }, 3) => {
                 let Ok([asker, link, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
+                if self.spares.is_empty() {
+                    // It is made while the view is built.
+                    let spare = self.make(true);
+                    self.spares.keep(spare.ok());
+                }
                 let built = self.view(&session, &file_access);
                 if let Ok(built) = &built {
                     let device = rustix::fs::fstat(&self.workspace).map(|stat| stat.st_dev);

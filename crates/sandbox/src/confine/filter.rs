@@ -1,6 +1,8 @@
 //! Compiles the allow-list to a balanced tree of BPF instructions: attaching
 //! and running it costs a third of the usual chain of comparisons.
 
+use std::sync::LazyLock;
+
 use super::checks::{self, REFUSE, UNKNOWN};
 use super::syscalls::{Check, GROUPS, NEWEST_KNOWN};
 use crate::sys::Instruction;
@@ -89,8 +91,11 @@ fn tree(ranges: &[Range]) -> Vec<Instruction> {
     }
 }
 
-/// The whole filter. Foreign architectures and x32 end the process.
-pub(super) fn compile() -> Vec<Instruction> {
+/// The whole filter, the same for every sandbox.
+pub(super) static FILTER: LazyLock<Vec<Instruction>> = LazyLock::new(compile);
+
+/// Foreign architectures and x32 end the process.
+fn compile() -> Vec<Instruction> {
     let mut code = vec![
         plain(LOAD, ARCHITECTURE),
         branch(IF_EQ, THIS_ARCHITECTURE, 1, 0),

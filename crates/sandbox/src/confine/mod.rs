@@ -7,6 +7,8 @@ mod landlock;
 mod limits;
 mod syscalls;
 
+use std::sync::LazyLock;
+
 use cloister_types::link::Enforced;
 use rustix::thread::set_no_new_privs;
 
@@ -31,6 +33,12 @@ pub enum ConfineError {
     Landlock(String),
 }
 
+/// Does what need not be done in each process that is to be confined: those
+/// that are forked from here on have it.
+pub(crate) fn get_ready() {
+    LazyLock::force(&filter::FILTER);
+}
+
 /// Puts the calling process under every restriction there is, for good.
 /// Returns the Landlock version in force (0: the kernel has none).
 pub(crate) fn close(limits: &Limits, enforced: &Enforced) -> Result<u32, ConfineError> {
@@ -43,6 +51,6 @@ pub(crate) fn close(limits: &Limits, enforced: &Enforced) -> Result<u32, Confine
         .map_err(step("undumpable"))?;
     let abi = landlock::restrict(enforced.image)?;
     sys::drop_capabilities().map_err(step("drop capabilities"))?;
-    sys::install(&filter::compile()).map_err(step("seccomp"))?;
+    sys::install(&filter::FILTER).map_err(step("seccomp"))?;
     Ok(abi)
 }

@@ -152,7 +152,7 @@ impl Supervisor {
             launch::end(&init);
             because
         };
-        let Sandbox { known, control, exits, enforced, root, .. } =
+        let Sandbox { known, control, exits, enforced, root, used_up, .. } =
             claimed.begin(1, &fds).map_err(|refused| end(NotBegun::Refused(refused)))?;
         drop(fds);
         // Init was woken on this processor, where it would wait for us.
@@ -167,6 +167,7 @@ impl Supervisor {
             Ok((link, rustix::io::fcntl_dupfd_cloexec(&post.folder, 3)?))
         };
         let (link, folder) = stand().map_err(|_| end(NotBegun::Announced))?;
+        drop(used_up);
         let serial = u64::from(ahead.is_some());
         let (meter, told_busy) = (Some(meter), false);
         let (work, ended, along, begun, dead) = (None, None, None, !post.at_once, false);

@@ -75,7 +75,7 @@ impl Image {
         if user.root_mode {
             // Root's files are the sandbox's user's, who may thus change them all.
             let root = Identity { uid: 0, gid: 0, root_mode: true };
-            let map =
+            let (map, _) =
                 identity::owners_map(root, user).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             sys::map_mount_owners(&lower, map)?;
         }
