@@ -198,7 +198,7 @@ fn try_sandbox(identity: Identity, cgroups: &mut Cgroups) -> Result<Shown, Refus
         let enforced = Enforced { hidden_mounts: site.is_nowhere(), ..cgroups.enforced(identity) };
         let parts = Parts { root, network: None, groups: &groups, user: identity, limits: &limits, enforced };
         let launched = launch::prepare(parts).and_then(Preparing::wait);
-        let launched = launched.and_then(|(prepared, _)| prepared.begin(workspace, 0, &[]));
+        let launched = launched.and_then(|(prepared, _)| prepared.begin(workspace, built.pinned, 0, &[]));
         if let Ok(sandbox) = &launched {
             launch::end(&sandbox.init);
         }

@@ -1,6 +1,8 @@
 //! What a spawner must be granted, or make, before it can serve.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use cloister_types::WorkspacePath;
 use cloister_types::scope::{CONTEXT, MEMORY, SESSIONS};
@@ -10,7 +12,7 @@ use rustix::io::Errno;
 use crate::identity::{self, Identity, SandboxIds};
 use crate::launch::Refused;
 use crate::sys;
-use crate::view;
+use crate::view::{self, mounts};
 
 /// A process of one thread with a mount namespace of its own, and as an
 /// ordinary user with a user namespace in which it may mount. Also with a network
@@ -42,6 +44,33 @@ pub(crate) fn enter(identity: Identity) -> Result<(), Refused> {
     .map_err(|errno| refused("make mounts private")(&errno))
 }
 
+/// Leaves the host's files behind: this process, and with it every mount
+/// namespace that is made from its own, keeps `/proc`, these folders and nothing
+/// else. Whatever else it needs it must hold as a mount of its own.
+pub(crate) fn leave_host(folders: &[&Path]) -> Result<(), Refused> {
+    let refused = |step: String| move |errno: Errno| Refused { step, answer: errno.to_string() };
+    let root = mounts::tmpfs(&[("size", "64k"), ("nr_inodes", "256"), ("mode", "0755")], view::PLAIN)
+        .map_err(refused("make an empty root (tmpfs)".into()))?;
+    for folder in [Path::new("/proc")].iter().chain(folders) {
+        let place = || -> rustix::io::Result<()> {
+            let below = folder.strip_prefix("/").map_err(|_| Errno::INVAL)?;
+            let path = WorkspacePath::parse(below.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+            // What lies on `/proc` may hide some of it, and may not be taken away.
+            let mount = mounts::clone_mount(mounts::host(*folder)?, true)?;
+            mounts::attach(mount, view::make_folders(&root, &path)?)
+        };
+        place().map_err(refused(format!("keep {}", folder.display())))?;
+    }
+    mounts::seal(&root).map_err(refused("seal the empty root".into()))?;
+    // The new root needs a place first.
+    let enter = || -> rustix::io::Result<()> {
+        mounts::attach(&root, mounts::host("/proc")?)?;
+        rustix::process::fchdir(&root)?;
+        sys::pivot_into_cwd()
+    };
+    enter().map_err(refused("enter the empty root (pivot_root)".into()))
+}
+
 /// Host users for sandboxes, if the workspace's file system can show its files
 /// as theirs.
 ///
@@ -53,7 +82,7 @@ pub(crate) fn own_users(workspace: &OwnedFd, owner: Identity) -> std::io::Result
     }
     let mut ids = SandboxIds::new()?;
     let (map, _) = identity::owners_map(owner, ids.next())?;
-    match view::mounts::can_map_owners(workspace, map) {
+    match mounts::can_map_owners(workspace, map) {
         Ok(()) => Ok(Some(ids)),
         Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM | Errno::NOSYS) => Ok(None),
         Err(errno) => Err(errno.into()),

@@ -18,11 +18,13 @@
 //! Each step has a name, so that a refusal says what was refused.
 //!
 //! Where the kernel lets it (6.15), the root tree stays what it was built as, a
-//! tree that is mounted nowhere: the sandbox's own mount namespace is covered by
-//! an empty folder, and no mount of the tree is in it. So the kernel has nothing
-//! to list (`mountinfo` would tell where the host keeps the workspace), refuses
-//! every mount call on the tree whoever makes it, and needs no pivot, which looks
-//! at every thread of the host.
+//! tree that is mounted nowhere: no mount of it is in the sandbox's own mount
+//! namespace. So the kernel has nothing to list (`mountinfo` would tell where the
+//! host keeps the workspace), refuses every mount call on the tree whoever makes
+//! it, and needs no pivot, which looks at every thread of the host. One thing it
+//! does for mount points of the own namespace alone: nobody may remove or rename
+//! them. So where they lie in folders that can be changed, the namespace has the
+//! same mounts once more, at a place that no path leads to.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -96,8 +98,7 @@ const NAMESPACES: i32 =
 /// A sandbox that has no workspace yet.
 pub(crate) struct Prepared {
     sandbox: Sandbox,
-    /// In which the workspace is to be attached, if the root tree is in it.
-    inside: Option<Inside>,
+    inside: Inside,
 }
 
 /// The mount namespace of a sandbox, for its supervisor.
@@ -117,21 +118,17 @@ impl Inside {
         Ok(Self { namespace, home: open("self", "know the own mount namespace")? })
     }
 
-    /// Nobody else has been in it yet, and whoever will be has no right left by
-    /// which to attach anything.
-    fn attach(&self, workspace: OwnedFd) -> Result<(), Refused> {
+    /// Attaches the workspace at a folder of the namespace. Nobody else has been
+    /// in there yet, and whoever will be has no right left by which to attach
+    /// anything.
+    fn attach(&self, workspace: OwnedFd, folder: &str) -> Result<(), Refused> {
         use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
         let enter = |namespace: &OwnedFd| move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount));
         enter(&self.namespace).map_err(Refused::at("enter the sandbox's mount namespace"))?;
-        let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        let attached = root.and_then(|root| attach_workspace(&root, workspace));
+        let attached = mounts::host("/").and_then(|root| mounts::attach(workspace, mounts::handle(root, folder)?));
         enter(&self.home).map_err(Refused::at("leave the sandbox's mount namespace"))?;
         attached.map_err(Refused::at("attach the workspace view"))
     }
-}
-
-fn attach_workspace(root: &OwnedFd, workspace: OwnedFd) -> rustix::io::Result<()> {
-    mounts::attach(workspace, mounts::handle(root, WORKSPACE)?)
 }
 
 /// What a sandbox is prepared with.
@@ -175,7 +172,7 @@ pub(crate) fn prepare(parts: Parts<'_>) -> Result<Preparing, Refused> {
     };
     drop((theirs, doors));
     // Now, while it may be looked at: init is about to close itself to that.
-    let inside = if enforced.hidden_mounts { None } else { Some(Inside::of(pid)?) };
+    let inside = Inside::of(pid)?;
     map_ids(pid, user)?;
     groups.admit(pid).map_err(Refused::at("move init into its control groups"))?;
     // A sandbox goes before the server when the whole machine runs short.
@@ -221,16 +218,28 @@ impl Prepared {
     }
 
     /// Gives it its workspace, and with it its work; its first agent as well, if
-    /// there are descriptors for one.
-    pub(crate) fn begin(self, workspace: OwnedFd, serial: u64, agent: &[OwnedFd]) -> Result<Sandbox, Refused> {
-        match &self.inside {
-            None => {
-                attach_workspace(&self.sandbox.root, workspace).map_err(Refused::at("attach the workspace view"))?
+    /// there are descriptors for one. `pinned`: the workspace has mount points in
+    /// folders that can be changed.
+    pub(crate) fn begin(
+        self,
+        workspace: OwnedFd,
+        pinned: bool,
+        serial: u64,
+        agent: &[OwnedFd],
+    ) -> Result<Sandbox, Refused> {
+        let Self { sandbox, inside } = self;
+        if sandbox.enforced.hidden_mounts {
+            if pinned {
+                let pins = mounts::clone_mount(&workspace, true).map_err(Refused::at("clone the workspace view"))?;
+                inside.attach(pins, ".")?;
             }
-            Some(inside) => inside.attach(workspace)?,
+            let spot = mounts::handle(&sandbox.root, WORKSPACE);
+            spot.and_then(|spot| mounts::attach(workspace, spot)).map_err(Refused::at("attach the workspace view"))?;
+        } else {
+            inside.attach(workspace, WORKSPACE)?;
         }
-        init::begin(&self.sandbox.control, serial, agent).map_err(Refused::at("send init to work"))?;
-        Ok(self.sandbox)
+        init::begin(&sandbox.control, serial, agent).map_err(Refused::at("send init to work"))?;
+        Ok(sandbox)
     }
 }
 
@@ -310,14 +319,12 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced, used_up: &mut Vec
 
     // procfs must be made while the old, unmasked one is still visible.
     let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
-    let cover = if enforced.hidden_mounts {
-        Some(mounts::part(&root, "proc").map_err(Refused::at("take an empty folder"))?)
-    } else {
+    let nothing = mounts::part(&root, "proc");
+    if !enforced.hidden_mounts {
         // The tree needs a place in this namespace before it can become the root.
         let spot = mounts::host("/proc").map_err(Refused::at("open /proc"))?;
         mounts::attach(&root, &spot).map_err(Refused::at("move the root tree in"))?;
-        None
-    };
+    }
     let terminals = mounts::terminals().map_err(Refused::at("make the terminals (devpts)"))?;
     let [temporary, shared] =
         memory(limits.tmp_bytes, used_up).map_err(Refused::at("make the temporary folders (tmpfs)"))?;
@@ -327,13 +334,15 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced, used_up: &mut Vec
         mounts::attach(mount, target).map_err(Refused::at(&format!("attach /{folder}")))?;
     }
     rustix::process::fchdir(&root).map_err(Refused::at("enter the root tree"))?;
-    match cover {
-        Some(cover) => {
-            let old = mounts::host("/").map_err(Refused::at("open the old root"))?;
-            mounts::attach(cover, old).map_err(Refused::at("cover the mount namespace"))?;
-            rustix::process::chroot(".").map_err(Refused::at("make the tree the root (chroot)"))?;
-        }
-        None => sys::pivot_into_cwd().map_err(Refused::at("pivot the root"))?,
+    if enforced.hidden_mounts {
+        // An image can be changed, the places of its mounts among it.
+        let cover = if enforced.image { mounts::clone_mount(&root, true) } else { nothing };
+        cover
+            .and_then(|cover| mounts::attach(cover, mounts::host("/")?))
+            .map_err(Refused::at("cover the mount namespace"))?;
+        rustix::process::chroot(".").map_err(Refused::at("make the tree the root (chroot)"))?;
+    } else {
+        sys::pivot_into_cwd().map_err(Refused::at("pivot the root"))?;
     }
     drop(root);
 

@@ -4,7 +4,7 @@
 //! The steps are in the order in which they must be done: what lies below
 //! comes after what it lies in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use cloister_types::SessionId;
 use cloister_types::path::WorkspacePath;
@@ -51,6 +51,15 @@ pub struct Plan {
     pub own: WorkspacePath,
     /// Binds in order, `.memory` among them; without the private folder.
     pub binds: Vec<Bind>,
+}
+
+impl Plan {
+    /// Is something mounted in a folder that is itself bound?
+    pub(crate) fn has_mounts_in_mounts(&self) -> bool {
+        let bound: HashSet<&WorkspacePath> = self.binds.iter().map(|bind| &bind.path).collect();
+        self.root != Root::Skeleton
+            || self.binds.iter().any(|bind| bind.path.ancestors().any(|above| bound.contains(&above)))
+    }
 }
 
 /// Plans the view of `session` under `scope`.

@@ -76,6 +76,8 @@ pub(crate) enum Request {
         launch: String,
         /// The view shows files of the workspace's own file system alone.
         one_file_system: bool,
+        /// It has mount points in folders that can be changed.
+        pinned: bool,
         /// A turn comes with it, on the link.
         at_once: bool,
     },
@@ -101,6 +103,8 @@ pub(crate) enum ViewReply {
     Built {
         /// What it shows.
         sources: Vec<Source>,
+        /// It has mount points in folders that can be changed.
+        pinned: bool,
     },
     /// The scope cannot be honoured: the client's to mend.
     Scope(String),
@@ -260,6 +264,7 @@ mod tests {
             session: SessionId::from_random([1; 6]),
             launch: "l".into(),
             one_file_system: true,
+            pinned: true,
             at_once: false,
         });
         let said = said.unwrap();

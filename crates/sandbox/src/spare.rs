@@ -34,6 +34,8 @@ struct Claim {
     session: SessionId,
     launch: String,
     at_once: bool,
+    /// The workspace has mount points in folders that can be changed.
+    pinned: bool,
 }
 
 /// To the spawner, once. What was made for it comes along, to be used again:
@@ -79,9 +81,9 @@ impl Spare {
 
     /// Gives it to a session, which hears of it on its link. False if it has
     /// died.
-    pub(crate) fn claim(&self, post: &Post, workspace: &OwnedFd) -> bool {
+    pub(crate) fn claim(&self, post: &Post, workspace: &OwnedFd, pinned: bool) -> bool {
         let Post { link, folder, session, launch, at_once } = post;
-        let claim = Claim { session: session.clone(), launch: launch.clone(), at_once: *at_once };
+        let claim = Claim { session: session.clone(), launch: launch.clone(), at_once: *at_once, pinned };
         protocol::send(&self.channel, &claim, &[link.as_fd(), folder.as_fd(), workspace.as_fd()]).is_ok()
     }
 
@@ -241,9 +243,9 @@ fn live(channel: OwnedFd, parts: Parts) {
         prepared.tidy();
     }
     match claimed(&channel, prepared.as_ref().ok()) {
-        Some((post, workspace)) => {
+        Some((post, workspace, pinned)) => {
             drop(channel);
-            let claimed = prepared.map(|prepared| Claimed { prepared, owners, workspace });
+            let claimed = prepared.map(|prepared| Claimed { prepared, owners, workspace, pinned });
             supervisor::run(post, claimed, groups.clone(), meter);
         }
         None => {
@@ -271,26 +273,27 @@ pub(crate) struct Claimed {
     pub(crate) prepared: Prepared,
     owners: Option<OwnedFd>,
     workspace: OwnedFd,
+    pinned: bool,
 }
 
 impl Claimed {
     /// Gives the sandbox its workspace and sets it to work, and its first agent,
     /// if these are the descriptors of one.
     pub(crate) fn begin(self, serial: u64, agent: &[OwnedFd]) -> Result<Sandbox, Refused> {
-        let Self { prepared, owners, workspace } = self;
+        let Self { prepared, owners, workspace, pinned } = self;
         if let Some(map) = owners {
             sys::map_mount_owners(&workspace, map).map_err(|errno| Refused {
                 step: "show the workspace as the sandbox's user's (id-mapped mount)".into(),
                 answer: errno.to_string(),
             })?;
         }
-        prepared.begin(workspace, serial, agent)
+        prepared.begin(workspace, pinned, serial, agent)
     }
 }
 
 /// Waits for a session; `None` if the spawner or init ends first. One that
 /// could not be prepared waits as well: it knows why.
-fn claimed(channel: &OwnedFd, prepared: Option<&Prepared>) -> Option<(Post, OwnedFd)> {
+fn claimed(channel: &OwnedFd, prepared: Option<&Prepared>) -> Option<(Post, OwnedFd, bool)> {
     loop {
         let mut waiting = vec![PollFd::new(channel, PollFlags::IN)];
         waiting.extend(prepared.map(|prepared| PollFd::new(prepared.init(), PollFlags::IN)));
@@ -302,14 +305,14 @@ fn claimed(channel: &OwnedFd, prepared: Option<&Prepared>) -> Option<(Post, Owne
         if waiting[0].revents().is_empty() {
             return None;
         }
-        let (Claim { session, launch, at_once }, fds) = match protocol::receive(channel) {
+        let (Claim { session, launch, at_once, pinned }, fds) = match protocol::receive(channel) {
             // The spawner has hung up, as it does after a claim, and had not
             // read our word: said once, and the claim is still to come.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => continue,
             received => received.ok()??,
         };
         let [link, folder, workspace] = <[OwnedFd; 3]>::try_from(fds).ok()?;
-        return Some((Post { link, folder, session, launch, at_once }, workspace));
+        return Some((Post { link, folder, session, launch, at_once }, workspace, pinned));
     }
 }
 
@@ -340,8 +343,8 @@ mod tests {
                 spares.hear(&[true]);
             }
             let (post, workspace) = post();
-            assert!(spares.take().unwrap().1.claim(&post, &workspace));
-            let (claimed, _) = claimed(&theirs, None).expect("the claim");
+            assert!(spares.take().unwrap().1.claim(&post, &workspace, true));
+            let (claimed, ..) = claimed(&theirs, None).expect("the claim");
             assert_eq!(
                 (claimed.session, claimed.launch.as_str(), claimed.at_once),
                 (post.session, "launch", true),

@@ -112,7 +112,7 @@ impl Spawner {
             Ok(cgroups) => cgroups,
             Err(error) => return Err((control, Fatal(format!("look for control groups: {error}")))),
         };
-        match Self::prepare(identity, setup) {
+        match Self::prepare(identity, setup, &cgroups) {
             Ok(Granted { workspace, site, base, lent, children, office, meter, ids }) => {
                 let slots = Slots::new(ids);
                 let mut enforced = cgroups.enforced(identity);
@@ -147,7 +147,7 @@ impl Spawner {
         }
     }
 
-    fn prepare(identity: Identity, setup: &Setup) -> Result<Granted, Fatal> {
+    fn prepare(identity: Identity, setup: &Setup, cgroups: &Cgroups) -> Result<Granted, Fatal> {
         let fatal = |what: &str, error: &dyn std::fmt::Display| Fatal(format!("{what}: {error}"));
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| fatal("open /dev/null", &errno))?;
@@ -173,6 +173,15 @@ impl Spawner {
         let children = sys::watch_children().map_err(|errno| fatal("watch children", &errno))?;
         let ids =
             grounds::own_users(&workspace, identity).map_err(|error| fatal("find host users for sandboxes", &error))?;
+        // Before Linux 6.15 everything stands in this namespace.
+        let workspace = if site.is_nowhere() {
+            let own = view::mounts::clone_mount(&workspace, true);
+            let own = own.map_err(|errno| fatal("take the workspace along", &errno))?;
+            grounds::leave_host(&cgroups.folders()).map_err(|error| fatal("leave the host's files behind", &error))?;
+            own
+        } else {
+            workspace
+        };
         Ok(Granted { workspace, site, base, lent, children, office, meter, ids })
     }
 
@@ -223,9 +232,10 @@ impl Spawner {
                 let built = self.view(&session, &file_access);
                 self.reply(&fds[0], built);
             }
-            (Request::Launch { session, launch, one_file_system, at_once }, 3) => {
+            (Request::Launch { session, launch, one_file_system, pinned, at_once }, 3) => {
                 let Ok([link, view, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
-                self.launch(&Post { link, folder, session, launch, at_once }, view.as_fd(), one_file_system);
+                let post = Post { link, folder, session, launch, at_once };
+                self.launch(&post, view.as_fd(), one_file_system, pinned);
             }
             (Request::Open { session, file_access, launch, at_once }, 3) => {
                 let Ok([asker, link, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
@@ -238,7 +248,8 @@ impl Spawner {
                 if let Ok(built) = &built {
                     let device = rustix::fs::fstat(&self.workspace).map(|stat| stat.st_dev);
                     let one_file_system = device.is_ok_and(|device| shows_only(&built.sources, device));
-                    self.launch(&Post { link, folder, session, launch, at_once }, built.tree.as_fd(), one_file_system);
+                    let post = Post { link, folder, session, launch, at_once };
+                    self.launch(&post, built.tree.as_fd(), one_file_system, built.pinned);
                 }
                 self.reply(&asker, built);
             }
@@ -254,23 +265,23 @@ impl Spawner {
 
     /// Tells how a view came out. The asker may be gone; that is its own affair.
     fn reply(&mut self, asker: &OwnedFd, built: Result<Built, ViewError>) {
-        let built = built.and_then(|Built { tree, sources }| {
+        let built = built.and_then(|Built { tree, sources, pinned }| {
             let (root, stand) = tree.into_parts();
             let lease = stand.map(|stand| self.lent.lend(stand)).transpose();
             let lease = lease.map_err(|errno| ViewError::Kernel { step: "lend the view".into(), errno })?;
-            Ok((sources, [Some(root), lease]))
+            Ok((ViewReply::Built { sources, pinned }, [Some(root), lease]))
         });
         let _ = match built {
-            Ok((sources, fds)) => {
+            Ok((reply, fds)) => {
                 let fds: Vec<BorrowedFd<'_>> = fds.iter().flatten().map(AsFd::as_fd).collect();
-                protocol::send(asker, &ViewReply::Built { sources }, &fds)
+                protocol::send(asker, &reply, &fds)
             }
             Err(ViewError::Scope(message)) => protocol::send(asker, &ViewReply::Scope(message), &[]),
             Err(error) => protocol::send(asker, &ViewReply::Kernel(error.to_string()), &[]),
         };
     }
 
-    fn launch(&mut self, post: &Post, view: BorrowedFd<'_>, one_file_system: bool) {
+    fn launch(&mut self, post: &Post, view: BorrowedFd<'_>, one_file_system: bool, pinned: bool) {
         let workspace = match view::mounts::workspace_of(view) {
             Ok(workspace) => workspace,
             Err(error) => {
@@ -283,7 +294,7 @@ impl Spawner {
         let own_user = one_file_system || !self.slots.have_users();
         if own_user
             && let Some((pid, spare)) = self.spares.take()
-            && spare.claim(post, &workspace)
+            && spare.claim(post, &workspace, pinned)
         {
             self.given.insert(pid, spare);
             // It was woken on this processor, where it would wait for us.
@@ -293,7 +304,7 @@ impl Spawner {
         match self.make(own_user) {
             Ok((pid, spare)) => {
                 // If it is not heard of again, the closed link says so.
-                spare.claim(post, &workspace);
+                spare.claim(post, &workspace, pinned);
                 self.given.insert(pid, spare);
             }
             Err(errno) => {
@@ -367,7 +378,7 @@ impl Spawner {
     /// collect them and their control groups.
     fn goodbye(mut self) {
         // Closed, so that what was asked and not read is known to be lost.
-        if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        if let Ok(null) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) {
             drop(std::mem::replace(&mut self.control, null));
         }
         self.spares.end();

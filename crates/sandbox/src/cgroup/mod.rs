@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -83,6 +83,11 @@ impl Cgroups {
             disk: "accounting".to_owned(),
             landlock_abi: 0,
         }
+    }
+
+    /// The folders in which our own are.
+    pub(crate) fn folders(&self) -> Vec<&Path> {
+        self.homes.iter().filter_map(|home| home.parent()).collect()
     }
 
     /// Groups for one sandbox, with its limits, which are those of all.

@@ -114,6 +114,7 @@ pub struct View {
     /// Keeps the tree standing, on kernels where it does not by itself.
     lease: Option<OwnedFd>,
     sources: Vec<Source>,
+    pinned: bool,
     identity: Identity,
     /// Device of the sealed skeleton: read-only there means "not in scope".
     skeleton: u64,
@@ -132,6 +133,7 @@ impl View {
         tree: OwnedFd,
         lease: Option<OwnedFd>,
         sources: Vec<Source>,
+        pinned: bool,
         identity: Identity,
         generation: u64,
     ) -> rustix::io::Result<Self> {
@@ -142,12 +144,17 @@ impl View {
             outside.push(statat(&tree, path, AtFlags::SYMLINK_NOFOLLOW)?.st_ino);
         }
         let root_mount = mount_of(&tree)?;
-        Ok(Self { tree, lease, sources, identity, skeleton, sessions, outside, root_mount, generation })
+        Ok(Self { tree, lease, sources, pinned, identity, skeleton, sessions, outside, root_mount, generation })
     }
 
     /// Does everything that it shows lie on one device?
     pub(crate) fn is_on_device(&self, device: u64) -> bool {
         shows_only(&self.sources, device)
+    }
+
+    /// Has it mount points in folders that can be changed?
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned
     }
 
     /// Which of the host's spawners built it.

@@ -64,7 +64,8 @@ impl Host {
         let once = || {
             let place = self.place(session, order)?;
             let (session, launch) = (session.clone(), place.launch.clone());
-            let request = Request::Launch { session, launch, one_file_system, at_once: !order.is_empty() };
+            let (pinned, at_once) = (view.is_pinned(), !order.is_empty());
+            let request = Request::Launch { session, launch, one_file_system, pinned, at_once };
             let fds = [place.theirs.as_fd(), view.tree(), place.handle.as_fd()];
             let asked = self.ask(&request, &fds, Some(view.generation()));
             self.stands(place, asked.map(drop))
@@ -116,10 +117,10 @@ impl Host {
 
     fn hear_view(&self, answer: &OwnedFd, generation: u64) -> Result<View, HostError> {
         match protocol::receive(answer).inspect_err(|error| self.give_up(error))? {
-            Some((ViewReply::Built { sources }, fds)) => {
+            Some((ViewReply::Built { sources, pinned }, fds)) => {
                 let mut fds = fds.into_iter();
                 let tree = fds.next().ok_or_else(|| std::io::Error::other("a view without its tree"))?;
-                Ok(View::new(tree, fds.next(), sources, self.identity, generation)?)
+                Ok(View::new(tree, fds.next(), sources, pinned, self.identity, generation)?)
             }
             Some((ViewReply::Scope(message), _)) => Err(HostError::Scope(message)),
             Some((ViewReply::Kernel(message), _)) => Err(refused(message)),

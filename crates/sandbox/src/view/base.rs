@@ -46,7 +46,7 @@ const AUTHORITIES: [(&str, &str); 2] =
     [("etc/ssl/certs/ca-certificates.crt", AUTHORITY_FILE), ("etc/ssl/certs/java/cacerts", AUTHORITY_STORE)];
 
 const FOLDER: Mode = Mode::from_raw_mode(0o755);
-pub(super) const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+pub(crate) const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 
 /// The tenant's common tree.
 pub(crate) struct Base {
@@ -91,7 +91,8 @@ impl Base {
         }
         // All sandboxes share it: it must not depend on the flags of a mount.
         seal(&tree).map_err(ViewError::at("seal the root"))?;
-        Ok(Self { tree, image })
+        let image = image.map(|image| image.taken_along(site)).transpose();
+        Ok(Self { tree, image: image.map_err(ViewError::at("take the image along"))? })
     }
 
     /// The root of one sandbox. Mount points of what is its own are empty.

@@ -37,11 +37,17 @@ impl Image {
     /// Opens the folder, if it looks like the root of a system.
     pub(crate) fn open(path: &Path) -> std::result::Result<Self, ViewError> {
         let shown = path.display();
-        let folder = host(&path.to_string_lossy()).map_err(ViewError::at(format!("open the image {shown}")))?;
+        let folder = host(path).map_err(ViewError::at(format!("open the image {shown}")))?;
         let resolve = rustix::fs::ResolveFlags::IN_ROOT | rustix::fs::ResolveFlags::NO_MAGICLINKS;
         openat2(&folder, "bin/sh", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
             .map_err(ViewError::at(format!("find /bin/sh in the image {shown}")))?;
         Ok(Self { folder })
+    }
+
+    /// Holds the folder as a mount of its own, where there are such: it outlives
+    /// the host's.
+    pub(super) fn taken_along(self, site: &Site) -> Result<Self> {
+        if site.is_nowhere() { Ok(Self { folder: clone_mount(&self.folder, false)? }) } else { Ok(self) }
     }
 
     /// The image under a layer of its own, with what a sandbox needs in it:

@@ -11,7 +11,7 @@ mod seen;
 mod site;
 mod workspace;
 
-pub(crate) use base::Base;
+pub(crate) use base::{Base, PLAIN};
 pub(crate) use image::Image;
 pub(crate) use lent::Lent;
 pub(crate) use mounts::open_strictly;

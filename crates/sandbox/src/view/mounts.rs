@@ -74,7 +74,7 @@ pub(crate) fn terminals() -> Result<OwnedFd> {
 }
 
 /// A detached clone of the mount that `source` lies in, rooted at `source`.
-pub(super) fn clone_mount(source: impl AsFd, deep: bool) -> Result<OwnedFd> {
+pub(crate) fn clone_mount(source: impl AsFd, deep: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, deep);
     open_tree(source, "", flags)
@@ -102,7 +102,7 @@ pub(crate) fn can_map_owners(folder: impl AsFd, namespace: impl AsFd) -> Result<
 
 /// Makes the whole file system of a mount read-only, through whichever mount it
 /// is seen.
-pub(super) fn seal(mount: impl AsFd) -> Result<()> {
+pub(crate) fn seal(mount: impl AsFd) -> Result<()> {
     let context = fspick(mount, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
     fsconfig_set_flag(&context, "ro")?;
     fsconfig_reconfigure(&context)
@@ -121,7 +121,7 @@ pub(super) fn unmount(folder: impl AsFd, name: &str) -> Result<()> {
 }
 
 /// Opens a trusted path of the host, links followed.
-pub(crate) fn host(path: &str) -> Result<OwnedFd> {
+pub(crate) fn host(path: impl rustix::path::Arg) -> Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 

@@ -40,7 +40,7 @@ impl Site {
         let folder = match attach(trial, handle(&folder, "trial")?) {
             Ok(()) => None,
             Err(Errno::INVAL) => {
-                let spot = SPOTS.iter().find_map(|path| host(path).ok()).ok_or(Errno::NOENT)?;
+                let spot = SPOTS.iter().find_map(|path| host(*path).ok()).ok_or(Errno::NOENT)?;
                 attach(&folder, spot)?;
                 Some(Rc::new(folder))
             }

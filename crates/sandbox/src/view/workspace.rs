@@ -32,6 +32,8 @@ pub(crate) struct Built {
     pub(crate) tree: Tree,
     /// What was bound, to notice later that it was replaced.
     pub(crate) sources: Vec<Source>,
+    /// It has mount points in folders that can be changed.
+    pub(crate) pinned: bool,
 }
 
 /// What all sessions with one scope have in common: the view without anybody's
@@ -42,6 +44,8 @@ pub(super) struct Template {
     /// It shows folders alone. A file that is deleted would be kept on the disk
     /// by a tree that is.
     folders: bool,
+    /// It has mount points in folders that can be changed.
+    pinned: bool,
 }
 
 impl Template {
@@ -71,6 +75,7 @@ impl Template {
         for folder in ["opt", "opt/sandbox", WORKSPACE] {
             mkdirat(&tree, folder, FOLDER).map_err(ViewError::at(format!("make /{folder}")))?;
         }
+        let pinned = plan.has_mounts_in_mounts();
         let mut builder = Builder { workspace, tree, identity, sources: Vec::new(), folders: true };
         match plan.root {
             Root::Workspace(access) => builder.whole_workspace(access)?,
@@ -84,7 +89,7 @@ impl Template {
         // From here on nobody adds a name to the skeleton.
         sys::set_mount_attributes(&builder.tree, sys::ATTR_RDONLY, false)
             .map_err(ViewError::at("seal the skeleton"))?;
-        Ok(Self { tree: builder.tree, sources: builder.sources, folders: builder.folders })
+        Ok(Self { tree: builder.tree, sources: builder.sources, folders: builder.folders, pinned })
     }
 
     /// The view of one session: a clone, and in it a sealed `.sessions` that
@@ -110,7 +115,7 @@ impl Template {
         attach(&sealed, target).map_err(at("attach"))?;
         let mut sources = self.sources.clone();
         sources.push(Source { path: own.to_bytes(), identity });
-        Ok(Built { tree, sources })
+        Ok(Built { tree, sources, pinned: self.pinned })
     }
 }
 

@@ -1,11 +1,14 @@
 //! What a live sandbox is held by, read from the kernel's account of its first
 //! process, never from what was meant to be.
 
+mod mounts;
+
 use std::collections::BTreeMap;
 use std::fs;
 
 use cloister_types::wire::{Measured, Verdict};
 
+use self::mounts::Mount;
 use crate::cgroup;
 
 /// Restrictions to look at, in the order in which they are shown.
@@ -126,29 +129,16 @@ fn network(process: &Process) -> Measured {
 }
 
 fn mounts(process: &Process) -> Measured {
-    let Some(table) = process.read("mountinfo").filter(|table| !table.is_empty()) else { return unreadable("mounts") };
-    let (mut writable, mut count, mut faults) = (Vec::new(), 0, Vec::new());
-    for line in table.lines() {
-        // Fields: id, parent, device, root, mount point, options.
-        let fields: Vec<&str> = line.split(' ').collect();
-        let (Some(path), Some(options)) = (fields.get(4), fields.get(5)) else { continue };
-        let has = |option: &str| options.split(',').any(|other| other == option);
-        count += 1;
-        if has("rw") && !path.starts_with("/dev/") && *path != "/proc" {
-            writable.push(*path);
-        }
-        let device = path.starts_with("/dev/") && *path != "/dev/shm";
-        if !has("nosuid") || !(has("nodev") || device) {
-            faults.push(*path);
-        }
-        if *path == "/proc" && !line.contains("subset=pid") {
-            faults.push(path);
-        }
-    }
+    let Some(mounts) = mounts::of(process) else { return unreadable("mounts") };
+    let paths = |pick: &dyn Fn(&Mount) -> bool| -> Vec<&str> {
+        mounts.iter().filter(|mount| pick(mount)).map(|mount| mount.path.as_str()).collect()
+    };
+    let (faults, writable) = (paths(&Mount::is_faulty), paths(&Mount::is_writable));
     let seen = if faults.is_empty() {
+        let count = mounts.len();
         format!("{count}, none with setuid files or devices but /dev's own; writable: {}", writable.join(" "))
     } else {
-        format!("{count}; not as they must be: {}", faults.join(" "))
+        format!("{}; not as they must be: {}", mounts.len(), faults.join(" "))
     };
     measured("mounts", seen, faults.is_empty())
 }
