@@ -70,6 +70,12 @@ async fn an_image_runs_instead_of_the_host_and_each_session_changes_a_copy() {
         assert!(said(&one, "echo x > /opt/sandbox/bin/cloister-agent").await.contains("Read-only"), "{who:?}");
         assert!(said(&one, "touch /opt/sandbox/lib/x").await.contains("Read-only"), "{who:?}");
         assert!(said(&one, "mount -t tmpfs x /tmp").await.contains("ermi"), "{who:?}");
+        // What lies on it stays where it is.
+        for place in ["/dev", "/proc", "/tmp"] {
+            let away =
+                said(&one, &format!("mv {place} {place}.away; rmdir {place}; test -e {place} && echo there")).await;
+            assert!(away.matches("busy").count() == 2 && away.ends_with("there\n"), "{who:?}: {away}");
+        }
         assert!(!said(&one, "cat /proc/self/mountinfo").await.contains(&*folder.to_string_lossy()), "{who:?}");
         let turn = stack.play(&one, &[json!({"tool": "bash", "input": {"command": "tty", "pty": true}})]).await;
         assert_eq!(turn.of(cloister_types::event::EventKind::ToolResult)[0].data["content"], "/dev/pts/0\n", "{who:?}");

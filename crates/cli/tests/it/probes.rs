@@ -94,3 +94,39 @@ fn judge(who: As, said: &str, least: usize) {
     assert!(open.is_empty(), "{who:?}: {} of {} open:\n{}", open.len(), outcomes.len(), open.join("\n"));
     assert!(outcomes.len() >= least, "only {} probes ran", outcomes.len());
 }
+
+/// Wherever a process got to that left its root: its mount namespace, and the
+/// spawner's, from which that was made, hold nothing of the host.
+#[tokio::test]
+async fn nothing_of_the_host_is_in_the_mount_namespaces() {
+    if kernel() < (6, 15) {
+        return;
+    }
+    for who in As::all() {
+        let stack = Stack::start_as(who).await;
+        let scope = serde_json::json!({"read": ["w/kept"], "write": ["w"]});
+        stack.bash(&stack.session().await, "mkdir -p w/kept; echo secret > other").await;
+        let session = stack.session_with(serde_json::json!({"file_access": scope})).await.id;
+        let init = stack.processes().sandbox(session.as_str()).unwrap().init;
+        let spawner = stack.processes().spawner().unwrap();
+        let table = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        if who == As::Root {
+            assert_eq!(table(init), "");
+        }
+        let known = |path: &str| path == "/" || ["/proc", "/sys/fs/cgroup"].iter().any(|known| path.starts_with(known));
+        let table = table(spawner);
+        let others: Vec<&str> = table.lines().filter(|line| !line.split(' ').nth(4).is_some_and(known)).collect();
+        assert!(others.is_empty() && table.lines().count() > 1, "{who:?}: {others:?}");
+
+        // What somebody finds who enters a namespace: the session's own view at most.
+        let enter = |pid: u32, program: &[&str]| {
+            let mut command = std::process::Command::new("nsenter");
+            command.arg(format!("--mount=/proc/{pid}/ns/mnt")).arg("--wdns=/").arg("--").args(program);
+            let output = command.output().unwrap();
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+        };
+        assert_eq!(enter(std::process::id(), &["/bin/cat", "/proc/self/comm"]), "cat\n", "a control");
+        let said = enter(init, &["/bin/cat", "/proc/self/comm"]);
+        assert!(said.contains("failed to execute"), "{who:?}: {said}");
+    }
+}
