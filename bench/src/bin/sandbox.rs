@@ -182,7 +182,7 @@ fn first(text: &[u8]) -> f64 {
 fn end(launched: Launched) {
     let Launched { link, exits, lifeline, folder, .. } = launched;
     drop((link, exits, lifeline));
-    assert!(folder.make_sure_it_is_gone(), "a sandbox stays");
+    assert!(folder.see_it_off(), "a sandbox stays");
     folder.remove();
 }
 

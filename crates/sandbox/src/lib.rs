@@ -28,6 +28,7 @@ mod extent;
 mod grounds;
 mod init;
 mod launch;
+mod leaving;
 mod measure;
 pub mod network;
 mod slots;

@@ -28,6 +28,8 @@ pub(crate) const ABOUT: &str = "about.json";
 /// the sandbox and takes its turn up from the log.
 pub(crate) const VERSION: u32 = 3;
 
+/// How long a process that is ending may take to be gone by itself.
+const ENDING: Duration = Duration::from_secs(1);
 /// How long a killed process may take to be gone.
 const DYING: Duration = Duration::from_secs(10);
 
@@ -72,16 +74,26 @@ impl Process {
         self.handle().is_some()
     }
 
+    /// Waits for it to end by itself.
+    fn wait(&self, patience: Duration) {
+        if let Some(handle) = self.handle() {
+            is_gone_within(&handle, patience);
+        }
+    }
+
     /// Ends it, if it still exists, and waits until it is gone; false if it
     /// does not go.
     pub(crate) fn end(&self, patience: Duration) -> bool {
         let Some(handle) = self.handle() else { return true };
         let _ = pidfd_send_signal(&handle, Signal::KILL);
-        let timeout =
-            Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: i64::from(patience.subsec_nanos()) };
-        // Readable once it has ended, even if nobody has collected it yet.
-        matches!(poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&timeout)), Ok(1..))
+        is_gone_within(&handle, patience)
     }
+}
+
+fn is_gone_within(handle: &OwnedFd, patience: Duration) -> bool {
+    let timeout = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: i64::from(patience.subsec_nanos()) };
+    // Readable once it has ended, even if nobody has collected it yet.
+    matches!(poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout)), Ok(1..))
 }
 
 /// The processes of a sandbox, and the boot in which they live.
@@ -199,6 +211,16 @@ impl RunFolder {
             // It never stood, or its description was lost.
             None => end_listener(self),
         }
+    }
+
+    /// The same for one whose supervisor is ending: that is given a moment to do
+    /// it by itself, since only then what it had is used again at once.
+    #[must_use]
+    pub fn see_it_off(&self) -> bool {
+        if let Some(about) = self.about().filter(|about| about.boot == boot_id()) {
+            about.supervisor.wait(ENDING);
+        }
+        self.make_sure_it_is_gone()
     }
 
     /// Puts the folder aside, for people to look at: something in it is not

@@ -7,9 +7,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::identity::SandboxIds;
+use crate::identity::{Identity, SandboxIds};
 use crate::network::{self, Silence};
-use crate::spare::Slot;
 
 /// How many are kept, ready or not.
 const KEPT: usize = 64;
@@ -18,6 +17,18 @@ const COOLING: Duration = Duration::from_secs(90);
 /// Networks that are looked at when one is needed.
 const LOOKS: usize = 4;
 
+/// What a sandbox does not use up: the next one may have it, once nothing of
+/// this one is left.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// A host user of its own.
+    pub(crate) user: Option<Identity>,
+    /// Shows the workspace as that user's.
+    pub(crate) owners: Option<OwnedFd>,
+    pub(crate) network: Option<OwnedFd>,
+}
+
+/// All that are kept.
 pub(crate) struct Slots {
     /// Host users for sandboxes, if each can have its own.
     ids: Option<SandboxIds>,

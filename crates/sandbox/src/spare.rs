@@ -22,6 +22,7 @@ use crate::identity::{self, Ended, Identity};
 use crate::launch::{self, Prepared, Refused, Sandbox};
 use crate::protocol;
 use crate::quota::Meter;
+use crate::slots::Slot;
 use crate::supervisor::{self, Post};
 use crate::sys;
 
@@ -44,17 +45,6 @@ struct Claim {
 struct Stands {
     well: bool,
     owners: bool,
-}
-
-/// What a sandbox does not use up: the next one may have it, once nothing of
-/// this one is left.
-#[derive(Debug, Default)]
-pub(crate) struct Slot {
-    /// A host user of its own.
-    pub(crate) user: Option<Identity>,
-    /// Shows the workspace as that user's.
-    pub(crate) owners: Option<OwnedFd>,
-    pub(crate) network: Option<OwnedFd>,
 }
 
 /// What every sandbox of a tenant is made with.

@@ -17,10 +17,11 @@ use rustix::process::{Pid, WaitOptions, wait};
 use crate::cgroup::{Cgroups, SessionGroups};
 use crate::identity::{Identity, SandboxIds};
 use crate::launch::Refused;
+use crate::leaving::Leaving;
 use crate::protocol::{self, Greeting, Request, Setup, ViewReply, shows_only};
 use crate::quota::Meter;
 use crate::quota::meter::Office;
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::spare::{self, Parts, Spare, Spares, Terms};
 use crate::supervisor::Post;
 use crate::sys::{self, Forked};
@@ -89,6 +90,7 @@ struct Spawner {
     started: HashMap<Pid, SessionGroups>,
     /// Those that were given to sessions.
     given: HashMap<Pid, Spare>,
+    leaving: Leaving,
 }
 
 /// What a spawner is made of, once the kernel has granted it.
@@ -137,6 +139,7 @@ impl Spawner {
                     spares,
                     started,
                     given,
+                    leaving: Leaving::default(),
                 };
                 Ok((spawner, meter))
             }
@@ -187,7 +190,8 @@ impl Spawner {
 
     fn serve(mut self) {
         loop {
-            let patience = (self.spares.wants() || self.seen.wants()).then_some(&LULL);
+            let has_plans = self.spares.wants() || self.seen.wants() || !self.leaving.is_empty();
+            let patience = has_plans.then_some(&LULL);
             let own = [self.control.as_fd(), self.children.as_fd(), self.lent.as_fd()];
             let mut waiting: Vec<PollFd<'_>> = own.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
             waiting.extend(self.spares.channels());
@@ -199,10 +203,11 @@ impl Spawner {
             let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
             drop(waiting);
             if woken == 0 {
+                self.see_off();
                 if self.spares.wants() {
                     let spare = self.make(true);
                     self.spares.keep(spare.ok());
-                } else {
+                } else if self.seen.wants() {
                     self.seen.make_ahead(&self.workspace, self.terms.owner);
                 }
                 continue;
@@ -318,6 +323,7 @@ impl Spawner {
     fn make(&mut self, own_user: bool) -> rustix::io::Result<(Pid, Spare)> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let meter = self.office.join().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        self.see_off();
         let slot = self.slots.take(own_user);
         let mut terms = self.terms.clone();
         if slot.user.is_some() {
@@ -360,18 +366,31 @@ impl Spawner {
         while matches!(rustix::io::read(&self.children, &mut drained), Ok(1..)) {}
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             self.site.clear(pid);
-            // One that was killed may have left something behind for a moment.
-            match self.started.remove(&pid) {
-                Some(groups) if status.exit_status() == Some(0) => self.cgroups.give_back(groups),
-                Some(groups) => groups.remove(),
-                None => {}
-            }
-            if let Some(spare) = self.given.remove(&pid).filter(|_| status.exit_status() == Some(0)) {
-                self.slots.give_back(spare.slot());
+            if let Some(groups) = self.started.remove(&pid) {
+                let slot = self.given.remove(&pid).map(Spare::slot);
+                if status.exit_status() == Some(0) {
+                    self.take_back(groups, slot);
+                } else {
+                    self.leaving.add(groups, slot);
+                }
             }
             meter_ended |= self.office.is(pid);
         }
         meter_ended
+    }
+
+    fn take_back(&mut self, groups: SessionGroups, slot: Option<Slot>) {
+        self.cgroups.give_back(groups);
+        if let Some(slot) = slot {
+            self.slots.give_back(slot);
+        }
+    }
+
+    /// Takes back what those had who were killed and are gone.
+    fn see_off(&mut self) {
+        for (groups, slot) in self.leaving.gone() {
+            self.take_back(groups, slot);
+        }
     }
 
     /// The server is gone. Supervisors with a turn go on; this stays to
@@ -389,6 +408,7 @@ impl Spawner {
                 break;
             }
         }
+        self.leaving.remove();
         self.cgroups.remove();
         // It ends when nobody who writes is left.
         self.office.close();

@@ -168,7 +168,7 @@ impl Sandbox {
         let _ = tokio::time::timeout(GOODBYE, gone).await;
         let folder = self.folder.clone();
         let of_it = folder.clone();
-        if !blocking(move || Ok::<_, SessionError>(of_it.make_sure_it_is_gone())).await.unwrap_or(false) {
+        if !blocking(move || Ok::<_, SessionError>(of_it.see_it_off())).await.unwrap_or(false) {
             tracing::error!(folder = ?folder, "a sandbox does not end");
         }
         folder

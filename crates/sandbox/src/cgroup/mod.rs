@@ -201,7 +201,13 @@ impl SessionGroups {
         }
     }
 
-    fn are_empty(&self) -> bool {
+    /// Are they those of a sandbox that got none?
+    pub(crate) fn are_none(&self) -> bool {
+        self.homes.is_empty()
+    }
+
+    /// Is no process in any of them?
+    pub(crate) fn are_empty(&self) -> bool {
         self.folders().all(|folder| fs::read_to_string(folder.join("cgroup.procs")).is_ok_and(|pids| pids.is_empty()))
     }
 
