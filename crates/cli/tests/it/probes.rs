@@ -107,6 +107,7 @@ async fn nothing_of_the_host_is_in_the_mount_namespaces() {
         let scope = serde_json::json!({"read": ["w/kept"], "write": ["w"]});
         stack.bash(&stack.session().await, "mkdir -p w/kept; echo secret > other").await;
         let session = stack.session_with(serde_json::json!({"file_access": scope})).await.id;
+        assert_eq!(stack.bash(&session, "df . 2> /dev/null | wc -l").await.0, "2\n", "{who:?}: programs manage");
         let init = stack.processes().sandbox(session.as_str()).unwrap().init;
         let spawner = stack.processes().spawner().unwrap();
         let table = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
