@@ -145,7 +145,7 @@ fn system(tree: &Tree, name: &str) -> rustix::io::Result<()> {
 }
 
 fn device(tree: &Tree, name: &str) -> rustix::io::Result<()> {
-    let source = host(&format!("/dev/{name}"))?;
+    let source = host(format!("/dev/{name}"))?;
     // The one place where devices stay devices; everything else is nodev.
     let mount = clone_mount(source, false).and_then(|mount| {
         sys::set_mount_attributes(&mount, sys::ATTR_NOSUID | sys::ATTR_NOEXEC, false)?;
