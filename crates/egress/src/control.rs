@@ -85,6 +85,8 @@ pub enum Order {
         /// Whose.
         session: SessionId,
     },
+    /// Say something on the socket that comes along.
+    Well,
     /// Serve a connection of the server's own, which comes along, as if a
     /// session with connections and nothing else had made it. The host is said
     /// by each request.

@@ -105,6 +105,12 @@ pub async fn main(control: OwnedFd) -> Result<(), Box<dyn std::error::Error + Se
                     tasks.spawn(say_usage(tenant.clone(), session, stream));
                 }
             }
+            Order::Well => {
+                if let Some(mut stream) = fds.pop().map(std::os::unix::net::UnixStream::from) {
+                    // One byte fits.
+                    let _ = std::io::Write::write_all(&mut stream, b"!");
+                }
+            }
             order @ Order::Setup(_) => tracing::error!(?order, "an order that makes no sense"),
         }
     }

@@ -119,7 +119,7 @@ impl Drop for Ended {
 
 /// A user namespace for `map_mount_owners`: what belongs to `owner` on disk is
 /// `user`'s, and whatever else there is keeps its owner.
-pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<(OwnedFd, Ended)> {
+pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<(OwnedFd, Option<Ended>)> {
     let parent = rustix::process::getpid();
     let Forked::Parent { pid, pidfd } = sys::fork_into(libc::CLONE_NEWUSER)? else { be_a_namespace(parent) };
     let made = (|| -> std::io::Result<OwnedFd> {
@@ -133,8 +133,8 @@ pub(crate) fn owners_map(owner: Identity, user: Identity) -> std::io::Result<(Ow
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(rustix::fs::open(format!("/proc/{pid}/ns/user"), flags, Mode::empty())?)
     })();
-    pidfd_send_signal(&pidfd, Signal::KILL)?;
-    let ended = Ended(pidfd);
+    // What cannot be killed is not waited for: it ends with its parent.
+    let ended = pidfd_send_signal(&pidfd, Signal::KILL).is_ok().then(|| Ended(pidfd));
     Ok((made?, ended))
 }
 

@@ -20,8 +20,8 @@
 //! Where the kernel lets it (6.15), the root tree stays what it was built as, a
 //! tree that is mounted nowhere: no mount of it is in the sandbox's own mount
 //! namespace. So the kernel has nothing to list (`mountinfo` would tell where the
-//! host keeps the workspace), refuses every mount call on the tree whoever makes
-//! it, and needs no pivot, which looks at every thread of the host. One thing it
+//! host keeps the workspace), takes no mount of the tree away and changes none, and
+//! needs no pivot, which looks at every thread of the host. One thing it
 //! does for mount points of the own namespace alone: nobody may remove or rename
 //! them. So where they lie in folders that can be changed, the namespace has the
 //! same mounts once more, at a place that no path leads to.
@@ -85,7 +85,8 @@ pub(crate) struct Sandbox {
     pub(crate) exits: Exits,
     /// What holds.
     pub(crate) enforced: Enforced,
-    /// Its root. A tree that is mounted nowhere stands for as long as this is held.
+    /// Its root. One that is mounted nowhere is taken down when this is closed, which
+    /// takes a moment; those inside see it on.
     pub(crate) root: OwnedFd,
     /// What init has made and needs no more. The kernel takes its time over
     /// closing it, and nobody should wait for that.
@@ -319,7 +320,7 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced, used_up: &mut Vec
 
     // procfs must be made while the old, unmasked one is still visible.
     let proc = mounts::process_only_proc().map_err(Refused::at("make procfs (subset=pid)"))?;
-    let nothing = mounts::part(&root, "proc");
+    let empty = (enforced.hidden_mounts && !enforced.image).then(|| mounts::part(&root, "proc"));
     if !enforced.hidden_mounts {
         // The tree needs a place in this namespace before it can become the root.
         let spot = mounts::host("/proc").map_err(Refused::at("open /proc"))?;
@@ -336,8 +337,8 @@ fn set_up(root: OwnedFd, limits: &Limits, enforced: &Enforced, used_up: &mut Vec
     rustix::process::fchdir(&root).map_err(Refused::at("enter the root tree"))?;
     if enforced.hidden_mounts {
         // An image can be changed, the places of its mounts among it.
-        let cover = if enforced.image { mounts::clone_mount(&root, true) } else { nothing };
-        cover
+        empty
+            .unwrap_or_else(|| mounts::clone_mount(&root, true))
             .and_then(|cover| mounts::attach(cover, mounts::host("/")?))
             .map_err(Refused::at("cover the mount namespace"))?;
         rustix::process::chroot(".").map_err(Refused::at("make the tree the root (chroot)"))?;

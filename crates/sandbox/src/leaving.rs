@@ -2,47 +2,53 @@
 //! later; the spawner does not wait for that. Once nobody is left in their
 //! control groups, what they had is used again as after any other end.
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
 use crate::cgroup::SessionGroups;
 use crate::slots::Slot;
 
-/// How often it is looked. The spawner looks every few milliseconds.
-const LOOKS: u32 = 400;
+/// Those that are looked at when something of theirs is needed, or nothing else
+/// is to be done.
+const LOOKS: usize = 8;
+/// How long it is looked for their end every few milliseconds. Those that stay
+/// longer are looked at with the next launches.
+const PRESSING: Duration = Duration::from_secs(10);
 
 struct Leaver {
     groups: SessionGroups,
     slot: Option<Slot>,
-    looks: u32,
+    since: Instant,
 }
 
 /// All of them.
 #[derive(Default)]
-pub(crate) struct Leaving(Vec<Leaver>);
+pub(crate) struct Leaving(VecDeque<Leaver>);
 
 impl Leaving {
     /// One more. Without groups nothing tells when it is gone, and its slot is
     /// given up.
     pub(crate) fn add(&mut self, groups: SessionGroups, slot: Option<Slot>) {
         if !groups.are_none() {
-            self.0.push(Leaver { groups, slot, looks: 0 });
+            self.0.push_back(Leaver { groups, slot, since: Instant::now() });
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Is one expected to be gone in a moment?
+    pub(crate) fn is_pressing(&self) -> bool {
+        self.0.iter().any(|leaver| leaver.since.elapsed() < PRESSING)
     }
 
-    /// What those had of whom nothing is left.
-    pub(crate) fn gone(&mut self) -> Vec<(SessionGroups, Option<Slot>)> {
+    /// Takes what those had of whom nothing is left.
+    pub(crate) fn take_gone(&mut self) -> Vec<(SessionGroups, Option<Slot>)> {
         let mut gone = Vec::new();
-        self.0.retain_mut(|Leaver { groups, slot, looks }| {
-            *looks += 1;
-            let is_gone = groups.are_empty();
-            if is_gone {
-                gone.push((groups.clone(), slot.take()));
+        for _ in 0..LOOKS.min(self.0.len()) {
+            match self.0.pop_front() {
+                Some(leaver) if leaver.groups.are_empty() => gone.push((leaver.groups, leaver.slot)),
+                Some(leaver) => self.0.push_back(leaver),
+                None => break,
             }
-            // The next spawner sweeps what never goes.
-            !is_gone && *looks < LOOKS
-        });
+        }
         gone
     }
 

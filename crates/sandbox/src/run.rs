@@ -214,7 +214,7 @@ impl RunFolder {
     }
 
     /// The same for one whose supervisor is ending: that is given a moment to do
-    /// it by itself, since only then what it had is used again at once.
+    /// it by itself. What it had is then used again at once.
     #[must_use]
     pub fn see_it_off(&self) -> bool {
         if let Some(about) = self.about().filter(|about| about.boot == boot_id()) {

@@ -1,6 +1,6 @@
 //! Sandboxes that are ready before anybody asks: each lacks nothing but its
 //! workspace. What makes a launch slow (namespaces, above all the network's,
-//! tmpfs, pivot) has been done for them while nobody waited.
+//! tmpfs) has been done for them while nobody waited.
 //!
 //! ```text
 //! spawner --fork--> spare: prepares a sandbox, says so, waits
@@ -93,13 +93,14 @@ impl Spare {
         }
     }
 
-    /// What of it can be used again, now that its process has ended.
-    pub(crate) fn slot(mut self) -> Slot {
+    /// What of it can be used again, now that its process has ended; nothing if it
+    /// never stood: who knows how far it had come.
+    pub(crate) fn slot(mut self) -> Option<Slot> {
         let mut said = [PollFd::new(&self.channel, PollFlags::IN)];
         if !self.stands && poll(&mut said, Some(&Default::default())).is_ok_and(|count| count > 0) {
             self.hear();
         }
-        self.slot
+        self.stands.then_some(self.slot)
     }
 }
 
@@ -173,8 +174,9 @@ pub(crate) struct Parts {
 }
 
 /// Begins a spare's life, in a fresh fork of the spawner, of which it keeps
-/// what it is made of and no more.
-pub(crate) fn begin(channel: OwnedFd, parts: Parts) {
+/// what it is made of and no more. False if it could not be made, and something
+/// of it may be left for a moment.
+pub(crate) fn begin(channel: OwnedFd, parts: Parts) -> bool {
     let Parts { root, groups, terms, slot, meter, spawner } = parts;
     let (root, refused) = match root {
         Ok(root) => (Some(root), None),
@@ -183,14 +185,14 @@ pub(crate) fn begin(channel: OwnedFd, parts: Parts) {
     let Slot { user, owners, network } = slot;
     let (has_root, has_owners, has_network) = (root.is_some(), owners.is_some(), network.is_some());
     let keep = [Some(channel), Some(meter.0), root, owners, network].into_iter().flatten().collect();
-    let Ok(kept) = sys::keep_only(keep) else { return };
+    let Ok(kept) = sys::keep_only(keep) else { return false };
     let mut kept = kept.into_iter();
-    let (Some(channel), Some(meter)) = (kept.next(), kept.next()) else { return };
+    let (Some(channel), Some(meter)) = (kept.next(), kept.next()) else { return false };
     let root = if has_root { kept.next().ok_or_else(lost) } else { Err(refused.unwrap_or_else(lost)) };
     let owners = if has_owners { kept.next() } else { None };
     let network = if has_network { kept.next() } else { None };
     let slot = Slot { user, owners, network };
-    live(channel, Parts { root, groups, terms, slot, meter: Meter(meter), spawner });
+    live(channel, Parts { root, groups, terms, slot, meter: Meter(meter), spawner })
 }
 
 fn lost() -> Refused {
@@ -199,7 +201,7 @@ fn lost() -> Refused {
 
 /// A spare's life, in its own process; then the life of the supervisor that it
 /// becomes.
-fn live(channel: OwnedFd, parts: Parts) {
+fn live(channel: OwnedFd, parts: Parts) -> bool {
     let Parts { root, groups, terms, mut slot, meter, spawner } = parts;
     let Terms { owner, limits, enforced } = terms;
     let user = slot.user.unwrap_or(owner);
@@ -211,7 +213,7 @@ fn live(channel: OwnedFd, parts: Parts) {
         let mut helper = None;
         if slot.owners.is_none() && user.uid != owner.uid {
             let (map, ended) = owners_map(owner, user)?;
-            (owners, helper) = (Some(map), Some(ended));
+            (owners, helper) = (Some(map), ended);
         }
         supervisor::give_up().map_err(|errno| Refused { step: "give rights up".into(), answer: errno.to_string() })?;
         let (prepared, new) = preparing.wait()?;
@@ -219,7 +221,8 @@ fn live(channel: OwnedFd, parts: Parts) {
         drop(helper);
         Ok(prepared)
     });
-    let word = Stands { well: prepared.is_ok(), owners: owners.is_some() };
+    let well = prepared.is_ok();
+    let word = Stands { well, owners: owners.is_some() };
     let made: Vec<BorrowedFd<'_>> = owners.iter().chain(&network).map(AsFd::as_fd).collect();
     // The spawner has hung up already if it was in need of this one.
     let _ = protocol::send(&channel, &word, &made);
@@ -245,6 +248,7 @@ fn live(channel: OwnedFd, parts: Parts) {
         }
     }
     groups.leave(Some(spawner));
+    well
 }
 
 /// Has a session been waiting for this sandbox already?
@@ -253,7 +257,7 @@ fn is_waited_for(channel: &OwnedFd) -> bool {
 }
 
 /// What shows the workspace as the sandbox's user's.
-fn owners_map(owner: Identity, user: Identity) -> Result<(OwnedFd, Ended), Refused> {
+fn owners_map(owner: Identity, user: Identity) -> Result<(OwnedFd, Option<Ended>), Refused> {
     let map = identity::owners_map(owner, user);
     map.map_err(|error| Refused { step: "map the workspace's owner".into(), answer: error.to_string() })
 }

@@ -190,7 +190,7 @@ impl Spawner {
 
     fn serve(mut self) {
         loop {
-            let has_plans = self.spares.wants() || self.seen.wants() || !self.leaving.is_empty();
+            let has_plans = self.spares.wants() || self.seen.wants() || self.leaving.is_pressing();
             let patience = has_plans.then_some(&LULL);
             let own = [self.control.as_fd(), self.children.as_fd(), self.lent.as_fd()];
             let mut waiting: Vec<PollFd<'_>> = own.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
@@ -244,7 +244,7 @@ impl Spawner {
             }
             (Request::Open { session, file_access, launch, at_once }, 3) => {
                 let Ok([asker, link, folder]) = <[OwnedFd; 3]>::try_from(fds) else { return };
-                if self.spares.is_empty() {
+                if self.spares.is_empty() && self.spares.wants() {
                     // It is made while the view is built.
                     let spare = self.make(true);
                     self.spares.keep(spare.ok());
@@ -345,8 +345,8 @@ impl Spawner {
                 let user = slot.user.unwrap_or(terms.owner);
                 let root = || self.base.sandbox_root(&self.site, user, &terms.limits).map_err(unbuilt);
                 let root = refused.map_or_else(root, Err);
-                spare::begin(theirs, Parts { root, groups, terms, slot, meter, spawner });
-                std::process::exit(0)
+                let well = spare::begin(theirs, Parts { root, groups, terms, slot, meter, spawner });
+                std::process::exit(i32::from(!well))
             }
             Ok(Forked::Parent { pid, .. }) => {
                 let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
@@ -367,7 +367,7 @@ impl Spawner {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             self.site.clear(pid);
             if let Some(groups) = self.started.remove(&pid) {
-                let slot = self.given.remove(&pid).map(Spare::slot);
+                let slot = self.given.remove(&pid).and_then(Spare::slot);
                 if status.exit_status() == Some(0) {
                     self.take_back(groups, slot);
                 } else {
@@ -388,7 +388,7 @@ impl Spawner {
 
     /// Takes back what those had who were killed and are gone.
     fn see_off(&mut self) {
-        for (groups, slot) in self.leaving.gone() {
+        for (groups, slot) in self.leaving.take_gone() {
             self.take_back(groups, slot);
         }
     }

@@ -17,6 +17,7 @@ use cloister_types::{ErrorCode, SessionId};
 use cloister_vault::SealingKey;
 use cloister_vault::client::{Away, Client, OPENING};
 use cloister_vault::wire::{self, Reply, Request, Role};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::AsyncReadExt;
 use tokio::runtime::Handle;
@@ -35,6 +36,10 @@ const AGAIN: u32 = 25;
 /// How long egress may take to say what was used: longer than it waits for the
 /// vault.
 const USAGE: Duration = Duration::from_secs(8);
+
+/// How long egress may leave an order, or a question whether it is well, where
+/// it is.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long it may take to end with the sessions that it serves.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -61,8 +66,37 @@ struct State {
     /// in a row it did not say so.
     looks: u32,
     silent: u32,
+    /// How often in a row egress did not say that it is.
+    mute: u32,
     /// It has answered since it was started.
     opened: bool,
+}
+
+impl State {
+    /// Gives egress an order. One that does not take it is ended: its successor is
+    /// told everything.
+    fn order(&mut self, order: &Order, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+        let control = self.control.as_ref().ok_or_else(|| std::io::Error::other("egress is away"))?;
+        let sent = control::send(control, order, fds);
+        if sent.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock) {
+            self.end_egress();
+        }
+        sent
+    }
+
+    fn end_egress(&mut self) {
+        tracing::error!("egress takes no orders, or does not answer; it is ended");
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+        }
+    }
+
+    /// Gives egress its link to the vault.
+    fn give_link(&mut self) -> std::io::Result<()> {
+        let Some(vault) = &self.vault else { return Ok(()) };
+        let link = vault.link(Role::Egress)?;
+        self.order(&Order::Vault, &[link.as_fd()])
+    }
 }
 
 impl Egress {
@@ -102,13 +136,18 @@ impl Egress {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()?;
-        control::send(&ours, &Order::Setup(Box::new(self.setup.clone())), &[])?;
-        give_link(state.vault.as_ref(), &ours)?;
-        for (session, (way, rights)) in &state.ways {
-            control::send(&ours, &attach(session, rights), &fds(way))?;
+        set_socket_timeout(&ours, Timeout::Send, Some(PATIENCE))?;
+        (state.control, state.child, state.mute) = (Some(ours), Some(child), 0);
+        state.order(&Order::Setup(Box::new(self.setup.clone())), &[])?;
+        state.give_link()?;
+        let State { control, ways, .. } = state;
+        for (session, (way, rights)) in ways.iter() {
+            control::send(
+                control.as_ref().ok_or(std::io::ErrorKind::NotConnected)?,
+                &attach(session, rights),
+                &fds(way),
+            )?;
         }
-        state.control = Some(ours);
-        state.child = Some(child);
         Ok(())
     }
 
@@ -126,7 +165,8 @@ impl Egress {
         }
     }
 
-    /// Ends a vault that lives and does not answer: another one may.
+    /// Ends a vault that lives and does not answer, and egress alike: another one
+    /// may.
     fn ask_how_it_is(&self) {
         {
             let mut state = self.lock();
@@ -148,6 +188,27 @@ impl Egress {
             tracing::error!("the vault does not answer; it is ended");
             vault.kill();
         }
+        drop(state);
+        let well = self.runtime.block_on(self.egress_answers());
+        let mut state = self.lock();
+        state.mute = if well { 0 } else { state.mute + 1 };
+        if state.mute >= 2 {
+            state.end_egress();
+        }
+    }
+
+    async fn egress_answers(&self) -> bool {
+        let Ok((ours, theirs)) = UnixStream::pair() else { return true };
+        let ours = ours.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(ours));
+        let Ok(mut ours) = ours else { return true };
+        if self.lock().order(&Order::Well, &[theirs.as_fd()]).is_err() {
+            // It has died, or been ended: that is noticed elsewhere.
+            return true;
+        }
+        drop(theirs);
+        let answer = tokio::time::timeout(PATIENCE, ours.read_u8()).await;
+        // A hang-up is an answer of one that ends.
+        answer.is_ok()
     }
 
     /// Restarts what died; false once it is to stay dead.
@@ -209,22 +270,15 @@ impl Egress {
             }
             Ok(())
         })?;
-        let state = self.lock();
-        match &state.control {
-            Some(control) => give_link(state.vault.as_ref(), control),
-            None => Ok(()),
-        }
+        let mut state = self.lock();
+        if state.control.is_some() { state.give_link() } else { Ok(()) }
     }
 
     async fn ask_usage(&self, session: &SessionId) -> Option<Metered> {
         let (ours, theirs) = UnixStream::pair().ok()?;
         ours.set_nonblocking(true).ok()?;
         let mut ours = tokio::net::UnixStream::from_std(ours).ok()?;
-        {
-            let state = self.lock();
-            control::send(state.control.as_ref()?, &Order::Usage { session: session.clone() }, &[theirs.as_fd()])
-                .ok()?;
-        }
+        self.lock().order(&Order::Usage { session: session.clone() }, &[theirs.as_fd()]).ok()?;
         drop(theirs);
         let mut text = Vec::new();
         tokio::time::timeout(USAGE, ours.read_to_end(&mut text)).await.ok()?.ok()?;
@@ -261,12 +315,6 @@ impl Egress {
     }
 }
 
-fn give_link(vault: Option<&Vault>, control: &OwnedFd) -> std::io::Result<()> {
-    let Some(vault) = vault else { return Ok(()) };
-    let link = vault.link(Role::Egress)?;
-    control::send(control, &Order::Vault, &[link.as_fd()])
-}
-
 fn fds(way: &WayOut) -> Vec<BorrowedFd<'_>> {
     way.exits.as_fds().into_iter().chain([way.lifeline.as_fd()]).collect()
 }
@@ -284,9 +332,7 @@ fn permit(session: &SessionId, rights: &Rights, strict: bool) -> Request {
 impl cloister_api::Outside for Egress {
     fn try_link(&self, session: &SessionId) -> std::io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        let state = self.lock();
-        let control = state.control.as_ref().ok_or_else(|| std::io::Error::other("egress is away"))?;
-        control::send(control, &Order::Try { session: session.clone() }, &[theirs.as_fd()])?;
+        self.lock().order(&Order::Try { session: session.clone() }, &[theirs.as_fd()])?;
         Ok(ours)
     }
 }
@@ -319,8 +365,8 @@ impl Gateway for Egress {
     fn attach(&self, session: &SessionId, way: WayOut, rights: Rights) -> std::io::Result<()> {
         let mut state = self.lock();
         // If the process has just died, its successor is told with the rest.
-        if let Some(control) = &state.control
-            && let Err(error) = control::send(control, &attach(session, &rights), &fds(&way))
+        if state.control.is_some()
+            && let Err(error) = state.order(&attach(session, &rights), &fds(&way))
         {
             tracing::warn!(%error, "egress is away; its successor will serve this session");
         }
@@ -335,10 +381,8 @@ impl Gateway for Egress {
 
     fn detach(&self, session: &SessionId) {
         let mut state = self.lock();
-        if state.ways.remove(session).is_some()
-            && let Some(control) = &state.control
-        {
-            let _ = control::send(control, &Order::Detach { session: session.clone() }, &[]);
+        if state.ways.remove(session).is_some() {
+            let _ = state.order(&Order::Detach { session: session.clone() }, &[]);
         }
     }
 

@@ -165,10 +165,15 @@ impl Sandbox {
     /// Waits for a supervisor that is ending.
     pub(crate) async fn wait_until_gone(mut self) -> RunFolder {
         let gone = async { while let Ok(Some(_)) = self.signals().await {} };
-        let _ = tokio::time::timeout(GOODBYE, gone).await;
+        let ends = tokio::time::timeout(GOODBYE, gone).await.is_ok();
         let folder = self.folder.clone();
         let of_it = folder.clone();
-        if !blocking(move || Ok::<_, SessionError>(of_it.see_it_off())).await.unwrap_or(false) {
+        if !blocking(move || {
+            Ok::<_, SessionError>(if ends { of_it.see_it_off() } else { of_it.make_sure_it_is_gone() })
+        })
+        .await
+        .unwrap_or(false)
+        {
             tracing::error!(folder = ?folder, "a sandbox does not end");
         }
         folder

@@ -608,6 +608,32 @@ async fn a_vault_that_does_not_answer_is_replaced_and_nothing_hangs_meanwhile() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn egress_that_does_not_answer_is_replaced_and_nothing_hangs_meanwhile() {
+    let upstream = Upstream::start(&NAMES).await;
+    let stack = stack(As::User, &upstream, &NAMES).await;
+    connect(&stack, "api", bearer("api.example.test"), json!({"kind": "static", "value": CANARY})).await;
+    let id = stack.session_with(json!({"connections": ["api"]})).await.id;
+    let (said, _) = stack.bash(&id, "curl -sS https://api.example.test/x").await;
+    assert!(said.contains("/x over"), "{said}");
+    let frozen = stack.processes().egress().unwrap();
+    cloister_testkit::freeze(frozen);
+    // Sessions come and go, more of them than its socket has room for.
+    for _ in 0..40 {
+        let other = stack.session_with(json!({"connections": ["api"]})).await.id;
+        stack.client.delete(&other).await.unwrap();
+    }
+    for _ in 0..100 {
+        if stack.processes().egress().is_some_and(|pid| pid != frozen) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    assert_ne!(stack.processes().egress(), Some(frozen));
+    let (said, _) = stack.bash(&id, "curl -sS -m 20 --retry 5 --retry-all-errors https://api.example.test/x").await;
+    assert!(said.contains("/x over"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_wrongly_is_refused_with_the_reason() {
     let upstream = Upstream::start(&NAMES).await;
     let ceiling = "[egress.ceiling]\nmode = \"allow\"\nallow = [\"*.example.test\"]";

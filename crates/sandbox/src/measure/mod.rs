@@ -136,9 +136,9 @@ fn mounts(process: &Process) -> Measured {
     let (faults, writable) = (paths(&Mount::is_faulty), paths(&Mount::is_writable));
     let seen = if faults.is_empty() {
         let count = mounts.len();
-        format!("{count}, none with setuid files or devices but /dev's own; writable: {}", writable.join(" "))
+        format!("{count} found, none with setuid files or devices but /dev's own; writable: {}", writable.join(" "))
     } else {
-        format!("{}; not as they must be: {}", mounts.len(), faults.join(" "))
+        format!("{} found; not as they must be: {}", mounts.len(), faults.join(" "))
     };
     measured("mounts", seen, faults.is_empty())
 }

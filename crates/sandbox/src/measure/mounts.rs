@@ -2,7 +2,7 @@
 //! found where they can be.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags, fstatfs, fstatvfs,
@@ -15,9 +15,19 @@ use crate::view::mounts;
 
 /// Mounts in folders that may be anything, and hold as much as the agent likes:
 /// there, only these are looked for.
-const KNOWN: [&str; 6] =
-    ["dev", "opt/sandbox", "opt/sandbox/workspace", "opt/sandbox/workspace/.sessions", "proc", "tmp"];
-/// Folders of a scope may lie this deep.
+const KNOWN: [&str; 7] = [
+    "dev",
+    "opt/sandbox",
+    "opt/sandbox/workspace",
+    "opt/sandbox/workspace/.memory",
+    "opt/sandbox/workspace/.sessions",
+    "proc",
+    "tmp",
+];
+/// Names that are looked at, at most: more than a scope has entries, and the way
+/// to them.
+const MOST: usize = 100_000;
+/// And how deep.
 const DEPTH: usize = 64;
 /// The kind of file system that views are held together by, from `magic.h`.
 const TMPFS: i64 = 0x0102_1994;
@@ -55,15 +65,18 @@ pub(super) fn of(process: &Process) -> Option<Vec<Mount>> {
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, format!("/proc/{}/root", process.pid), flags, Mode::empty()).ok()?;
-    let mut found = BTreeMap::new();
-    visit(&root, "", 0, &mut found).ok()?;
+    let mut search = Search { found: BTreeMap::new(), looked: 0 };
+    search.found.insert(String::new(), look_at(&root, "").ok()?);
+    search.look_into(&root, "");
     for path in KNOWN {
-        if !found.contains_key(path) {
-            // It need not be there.
-            let _ = visit(&root, path, 0, &mut found);
+        match mounts::handle(&root, path) {
+            Ok(_) if search.found.contains_key(path) => {}
+            Ok(handle) => search.look_at(&handle, path),
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(_) => return None,
         }
     }
-    Some(found.into_values().collect())
+    Some(search.found.into_values().collect())
 }
 
 fn listed(line: &str) -> Option<Mount> {
@@ -80,33 +93,49 @@ fn listed(line: &str) -> Option<Mount> {
     })
 }
 
-/// Looks at a path, and at what is in it if that is a folder of a view's own:
-/// memory that nobody can change.
-fn visit(root: &OwnedFd, path: &str, depth: usize, found: &mut BTreeMap<String, Mount>) -> Result<()> {
-    let handle = mounts::handle(root, if path.is_empty() { "." } else { path })?;
-    if path.is_empty() || is_mount(&handle)? {
-        found.insert(path.to_owned(), look_at(&handle, path)?);
-    }
-    if depth == DEPTH || !is_sealed(&handle)? {
-        return Ok(());
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let folder = match openat(&handle, ".", flags, Mode::empty()) {
-        Err(Errno::NOTDIR) => return Ok(()),
-        other => other?,
-    };
-    for entry in Dir::read_from(&folder)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy();
-        if !matches!(&*name, "." | "..") && entry.file_type() != FileType::Symlink {
-            let below = if path.is_empty() { name.into_owned() } else { format!("{path}/{name}") };
-            visit(root, &below, depth + 1, found)?;
-        }
-    }
-    Ok(())
+struct Search {
+    found: BTreeMap<String, Mount>,
+    looked: usize,
 }
 
-fn is_mount(handle: &OwnedFd) -> Result<bool> {
+impl Search {
+    fn look_at(&mut self, handle: &OwnedFd, path: &str) {
+        // What is gone meanwhile is none.
+        if is_mount(handle).unwrap_or(false)
+            && let Ok(mount) = look_at(handle, path)
+        {
+            self.found.insert(path.to_owned(), mount);
+        }
+        self.look_into(handle, path);
+    }
+
+    /// Looks at what is in a folder of a view's own: memory that is mounted
+    /// read-only. (So may be what a scope shows, which nobody counts.)
+    fn look_into(&mut self, folder: &OwnedFd, path: &str) {
+        if path.split('/').count() > DEPTH || !is_sealed(folder).unwrap_or(false) {
+            return;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let entries = openat(folder, ".", flags, Mode::empty()).and_then(Dir::new);
+        for entry in entries.into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") || entry.file_type() == FileType::Symlink {
+                continue;
+            }
+            self.looked += 1;
+            if self.looked > MOST {
+                return;
+            }
+            let shown = name.to_string_lossy();
+            let below = if path.is_empty() { shown.into_owned() } else { format!("{path}/{shown}") };
+            if let Ok(handle) = mounts::handle(folder, name) {
+                self.look_at(&handle, &below);
+            }
+        }
+    }
+}
+
+fn is_mount(handle: impl AsFd) -> Result<bool> {
     let stat = statx(handle, "", AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT, StatxFlags::TYPE)?;
     Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }

@@ -112,7 +112,7 @@ struct Supervisor {
     folder: OwnedFd,
     init: OwnedFd,
     control: OwnedFd,
-    /// The sandbox's root tree, which stands for as long as this does.
+    /// The sandbox's root tree, which takes a moment to be taken down.
     _root: OwnedFd,
     groups: SessionGroups,
     /// `None`: it is gone, and no other turn begins here.

@@ -89,8 +89,10 @@ impl Base {
             Some(_) => image::bring_libraries(&tree).map_err(ViewError::at("bind the agent's libraries"))?,
             None => host_programs(&tree)?,
         }
-        // All sandboxes share it: it must not depend on the flags of a mount.
-        seal(&tree).map_err(ViewError::at("seal the root"))?;
+        // All sandboxes share it: the flags of a mount are not all that it depends on.
+        sys::set_mount_attributes(&tree, sys::ATTR_RDONLY, false)
+            .and_then(|()| seal(&tree))
+            .map_err(ViewError::at("seal the root"))?;
         let image = image.map(|image| image.taken_along(site)).transpose();
         Ok(Self { tree, image: image.map_err(ViewError::at("take the image along"))? })
     }

@@ -67,6 +67,10 @@ impl Image {
             make_folders(&layered, &path).map_err(ViewError::at(format!("make /{folder} in the image")))?;
         }
         accounts(&layered).map_err(ViewError::at("write the image's /etc"))?;
+        // A folder can be moved away with what is mounted in it, unless it is a
+        // mount itself.
+        let fixed = handle(&layered, "opt").and_then(|opt| attach(clone_mount(&opt, false)?, opt));
+        fixed.map_err(ViewError::at("keep the image's /opt in its place"))?;
         for folder in ["dev", "opt/sandbox"] {
             let part = handle(base, folder).and_then(|part| clone_mount(part, true));
             part.and_then(|part| attach(part, handle(&layered, folder)?))
