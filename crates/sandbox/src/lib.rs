@@ -31,6 +31,7 @@ mod launch;
 mod leaving;
 mod measure;
 pub mod network;
+mod setup;
 mod slots;
 mod spare;
 mod supervisor;

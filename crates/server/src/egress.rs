@@ -239,7 +239,10 @@ impl Egress {
             tracing::error!("the egress process ended; starting another");
             if let Err(error) = self.spawn(&mut state) {
                 tracing::error!(%error, "egress cannot be started");
-                state.child = None;
+                // Half told, it must not go on beside its successor.
+                if let Some(child) = &mut state.child {
+                    let _ = child.kill();
+                }
             }
         }
         true
@@ -411,5 +414,24 @@ impl Gateway for Egress {
         self.runtime.spawn(async move {
             let _ = vault.ask(&Request::Prune(sessions)).await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn egress_that_takes_no_orders_is_ended() {
+        let (ours, _theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        set_socket_timeout(&ours, Timeout::Send, Some(Duration::from_millis(20))).unwrap();
+        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut state = State { control: Some(ours), child: Some(child), ..State::default() };
+        let order = Order::Detach { session: SessionId::from_random([1; 6]) };
+        let refused = (0..10_000).find_map(|_| state.order(&order, &[]).err()).expect("no socket has room for so many");
+        assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+        let status = state.child.unwrap().wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     }
 }

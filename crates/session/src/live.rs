@@ -168,12 +168,9 @@ impl Sandbox {
         let ends = tokio::time::timeout(GOODBYE, gone).await.is_ok();
         let folder = self.folder.clone();
         let of_it = folder.clone();
-        if !blocking(move || {
-            Ok::<_, SessionError>(if ends { of_it.see_it_off() } else { of_it.make_sure_it_is_gone() })
-        })
-        .await
-        .unwrap_or(false)
-        {
+        let see_off =
+            move || Ok::<_, SessionError>(if ends { of_it.see_it_off() } else { of_it.make_sure_it_is_gone() });
+        if !blocking(see_off).await.unwrap_or(false) {
             tracing::error!(folder = ?folder, "a sandbox does not end");
         }
         folder

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use cloister_testkit::{As, Options, Stack, Upstream};
+use cloister_testkit::{As, Options, Processes, Stack, Upstream};
 use serde_json::{Value, json};
 
 /// What must never be seen inside, nor written anywhere in the clear.
@@ -583,54 +583,48 @@ async fn what_a_session_was_lent_comes_back_in_no_answer_and_open_means_the_publ
     assert!(said.contains("Could not resolve host"), "{said}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_vault_that_does_not_answer_is_replaced_and_nothing_hangs_meanwhile() {
+/// Freezes a process of the way out that calls go through, waits until another
+/// has taken its place, and calls again.
+async fn is_replaced_when_frozen(of: fn(&Processes) -> Option<u32>, meanwhile: impl AsyncFnOnce(&Stack)) {
     let upstream = Upstream::start(&NAMES).await;
     let stack = stack(As::User, &upstream, &NAMES).await;
     connect(&stack, "api", bearer("api.example.test"), json!({"kind": "static", "value": CANARY})).await;
     let id = stack.session_with(json!({"connections": ["api"]})).await.id;
     let (said, _) = stack.bash(&id, "curl -sS https://api.example.test/x").await;
     assert!(said.contains("/x over"), "{said}");
-    let frozen = stack.processes().vault().unwrap();
+    let frozen = of(&stack.processes()).unwrap();
     cloister_testkit::freeze(frozen);
-    let answer = stack.raw("GET", "/v1/connections", &[], b"").await;
-    assert_eq!(answer.status, 503, "{}", answer.text());
+    meanwhile(&stack).await;
     // Twice it is asked in vain, five seconds each.
     for _ in 0..100 {
-        if stack.processes().vault().is_some_and(|pid| pid != frozen) {
+        if of(&stack.processes()).is_some_and(|pid| pid != frozen) {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     }
-    assert_ne!(stack.processes().vault(), Some(frozen));
+    assert!(of(&stack.processes()).is_some_and(|pid| pid != frozen));
     let (said, _) = stack.bash(&id, "curl -sS -m 20 --retry 5 --retry-all-errors https://api.example.test/x").await;
     assert!(said.contains("/x over"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn egress_that_does_not_answer_is_replaced_and_nothing_hangs_meanwhile() {
-    let upstream = Upstream::start(&NAMES).await;
-    let stack = stack(As::User, &upstream, &NAMES).await;
-    connect(&stack, "api", bearer("api.example.test"), json!({"kind": "static", "value": CANARY})).await;
-    let id = stack.session_with(json!({"connections": ["api"]})).await.id;
-    let (said, _) = stack.bash(&id, "curl -sS https://api.example.test/x").await;
-    assert!(said.contains("/x over"), "{said}");
-    let frozen = stack.processes().egress().unwrap();
-    cloister_testkit::freeze(frozen);
-    // Sessions come and go, more of them than its socket has room for.
-    for _ in 0..40 {
-        let other = stack.session_with(json!({"connections": ["api"]})).await.id;
-        stack.client.delete(&other).await.unwrap();
-    }
-    for _ in 0..100 {
-        if stack.processes().egress().is_some_and(|pid| pid != frozen) {
-            break;
+async fn a_vault_that_does_not_answer_is_replaced_and_nothing_hangs_meanwhile() {
+    is_replaced_when_frozen(Processes::vault, async |stack| {
+        let answer = stack.raw("GET", "/v1/connections", &[], b"").await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn egress_that_does_not_answer_is_replaced_and_sessions_come_and_go_meanwhile() {
+    is_replaced_when_frozen(Processes::egress, async |stack| {
+        for _ in 0..40 {
+            let other = stack.session_with(json!({"connections": ["api"]})).await.id;
+            stack.client.delete(&other).await.unwrap();
         }
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    }
-    assert_ne!(stack.processes().egress(), Some(frozen));
-    let (said, _) = stack.bash(&id, "curl -sS -m 20 --retry 5 --retry-all-errors https://api.example.test/x").await;
-    assert!(said.contains("/x over"), "{said}");
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
